@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lamina/core/config.h"
+#include "lamina/core/tokenizer.h"
+
+namespace lamina {
+
+struct Weights;  // private: packed matrices (core/src/engine/weights.h)
+
+/// A loaded model: configuration, packed weights and, if there is one, its tokenizer.
+/// Immutable and cheap to share between threads.
+class Model {
+ public:
+  /// A folder (config.json + safetensors, Hugging Face or canonical) or a GGUF file.
+  /// Throws Error for anything missing, superfluous, mis-shaped or of an unsupported family.
+  static Model load(const std::filesystem::path& path);
+  ~Model();
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+
+  const ModelConfig& config() const { return config_; }
+  /// nullptr if the model comes without one.
+  const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
+  /// File or folder name without its directory: the model's name in recordings.
+  const std::string& id() const { return id_; }
+  /// Fingerprint: SHA-256 over configuration text and weight files.
+  const std::string& sha256() const;
+  std::uint64_t parameters() const { return parameters_; }
+  std::uint64_t weight_bytes() const;  // of the packed weights in memory
+
+  const Weights& weights() const { return *weights_; }
+
+ private:
+  Model();
+  ModelConfig config_;
+  std::optional<Tokenizer> tokenizer_;
+  std::string id_;
+  std::unique_ptr<const Weights> weights_;
+  std::uint64_t parameters_ = 0;
+  std::function<std::string()> fingerprint_;  // reads the files: made at the first call of sha256()
+  mutable std::string sha256_;
+};
+
+}  // namespace lamina
