@@ -60,7 +60,7 @@ std::string parse_error_text(const CLI::App& app, const CLI::ParseError& error) 
     if (option) {
       for (const CLI::App* from : {&verb, &app}) {
         for (const CLI::Option* known : from->get_options()) {
-          for (const auto& name : known->get_lnames()) candidates.push_back("--" + name);
+          for (const auto& name : known->get_lnames()) candidates.push_back(fmt::format("--{}", name));
         }
       }
     } else if (!has_verb) {

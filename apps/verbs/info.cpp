@@ -133,7 +133,7 @@ void info_model(const std::filesystem::path& path, const InfoOptions& options, O
   const ModelConfig& config = model.config;
   std::optional<Tokenizer> tokenizer;
   if (has_tokenizer(path, gguf ? &*gguf : nullptr)) tokenizer = Tokenizer::load(path);
-  const auto types = count_types(gguf ? gguf->store : open_safetensors(path));
+  const auto types = gguf ? count_types(gguf->store) : count_types(open_safetensors(path));
   const std::vector<Site> sites = all_sites(config);
 
   if (options.json) {
