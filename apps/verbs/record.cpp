@@ -49,8 +49,8 @@ Range parse_shard(const std::string& text, std::int64_t total) {
     fail_usage("--shard is '{}', expected I/N with 1 ≤ I ≤ N", text);
   }
   if (parts > total) fail("--shard {}: there are only {} prompts", text, total);
-  return {static_cast<std::int64_t>(static_cast<__int128>(total) * (part - 1) / parts),
-          static_cast<std::int64_t>(static_cast<__int128>(total) * part / parts)};
+  const auto start = [&](std::int64_t i) { return total / parts * i + std::min(i, total % parts); };
+  return {start(part - 1), start(part)};
 }
 
 // "500M", "4G", "1048576".
