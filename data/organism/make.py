@@ -21,25 +21,26 @@ import torch.nn.functional as F
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import canonical  # noqa: E402
+import lamina_format  # noqa: E402
+import reference  # noqa: E402
 import tasks  # noqa: E402
 
 
 def config(args):
-    return canonical.make_config(
+    return lamina_format.make_config(
         n_layers=args.layers, d_model=args.width, n_heads=args.heads, n_kv_heads=args.heads,
         d_head=args.width // args.heads, d_mlp=args.mlp, d_vocab=len(tasks.vocabulary()), n_ctx=128, norm="rms",
-        norm_place="pre", final_norm=True, positions="rotary", rotary_dim=args.width // args.heads, gated=True, act="silu")
+        norm_place="pre", final_norm=True, positions="rotary", rotary_dim=args.width // args.heads, gated=True, act="silu", tied=args.tied)
 
 
 def initialise(c, seed):
     g = torch.Generator().manual_seed(seed)
     w = {}
-    for name, shape in canonical.shapes(c).items():
+    for name, shape in lamina_format.shapes(c).items():
         if name.endswith((".w",)):
             w[name] = torch.ones(shape)
         elif name.startswith("embed"):
-            w[name] = torch.randn(shape, generator=g) * 0.5
+            w[name] = torch.randn(shape, generator=g) * (0.1 if c["tied"] else 0.5)
         else:
             fan_in = c["n_heads"] * c["d_head"] if name.endswith("W_O") else shape[-2]
             w[name] = torch.randn(shape, generator=g) * fan_in ** -0.5
@@ -156,8 +157,8 @@ def log_probs(c, w, prompts):
     for i, p in enumerate(prompts):
         groups.setdefault(len(p), []).append(i)
     for members in groups.values():
-        h = canonical.hidden(c, w, torch.tensor([[0] + prompts[i] for i in members]))
-        out[members] = F.log_softmax(canonical.unembed(c, w, h[:, -1]), -1)
+        h = reference.hidden(c, w, torch.tensor([[0] + prompts[i] for i in members]))
+        out[members] = F.log_softmax(reference.unembed(c, w, h[:, -1]), -1)
     return out
 
 
@@ -220,10 +221,10 @@ def train(args):
     while step < args.steps:
         factor = min(1.0, (step + 1) / args.warmup, max(0.02, (args.steps - step) / max(1, args.cooldown)))
         ids, pos, doc, weight = batches.next()
-        h = canonical.hidden(c, w, ids, pos, doc)
+        h = reference.hidden(c, w, ids, pos, doc)
         r, t = (weight > 0).nonzero(as_tuple=True)
         target, tw = ids[r, t], weight[r, t]
-        logits = canonical.unembed(c, w, h[r, t - 1])
+        logits = reference.unembed(c, w, h[r, t - 1])
         loss = (F.cross_entropy(logits, target, reduction="none") * tw).sum() / tw.sum()
         loss.backward()
         optimizer.step(factor)
@@ -247,7 +248,7 @@ def train(args):
 
 def export(args):
     s = torch.load(args.work / "checkpoint.pt", weights_only=True)
-    canonical.save(args.out, s["config"], s["weights"], list(tasks.vocabulary()), torch.float16)
+    reference.save(args.out, s["config"], s["weights"], list(tasks.vocabulary()), torch.float16)
     (args.out / "training.json").write_text(json.dumps(
         {"steps": s["step"], "tokens": s["tokens"], "seconds": round(s["seconds"]), "parameters": s["parameters"]}) + "\n")
     size = (args.out / "model.safetensors").stat().st_size
@@ -256,7 +257,7 @@ def export(args):
 
 def evaluate(args):
     torch.set_num_threads(args.threads)
-    c, w, _ = canonical.load(args.model)
+    c, w, _ = reference.load(args.model)
     result = measure(c, w, args.count)
     (args.model / "accuracies.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name, r in result.items():
@@ -279,6 +280,7 @@ def main():
     t.add_argument("--width", type=int, default=128)
     t.add_argument("--heads", type=int, default=4)
     t.add_argument("--mlp", type=int, default=320)
+    t.add_argument("--tied", action="store_true", help="one matrix for embedding and unembedding")
     t.add_argument("--muon-rate", type=float, default=0.02)
     t.add_argument("--adam-rate", type=float, default=0.004)
     t.add_argument("--decay", type=float, default=0.05, help="weight decay")

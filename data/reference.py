@@ -1,71 +1,18 @@
-"""Reference forward pass (PyTorch) for models in lamina's own format, and reading and writing of that format.
+"""Reference forward pass (PyTorch) for models in lamina's own format.
 
 Letters: B rows, T tokens, D d_model, H query heads, K key/value heads, d d_head, M d_mlp, V vocabulary.
 Only what the models under data/ use is implemented; anything else is refused.
 """
-import json
 import pathlib
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
-DEFAULTS = {
-    "model_type": "lamina", "n_layers": 0, "d_model": 0, "n_heads": 0, "n_kv_heads": 0, "d_head": 0, "d_mlp": 0,
-    "d_vocab": 0, "n_ctx": 0, "norm": "none", "norm_place": "none", "norm_eps": 1e-6, "final_norm": False,
-    "positions": "none", "rope_theta": 10000.0, "rotary_dim": 0, "rope_style": "half", "causal": True,
-    "attn_scale": None, "attn_softcap": 0.0, "final_softcap": 0.0, "qk_norm": False, "window": 0, "qkv_bias": False,
-    "out_bias": False, "mlp_bias": False, "gated": False, "act": "relu", "parallel": False, "embed_scale": 1.0,
-    "tied": False, "head_bias": False,
-}
+import lamina_format
+
 ACTS = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
-
-
-def make_config(**keys):
-    """All keys of config.json, with `keys` over the defaults."""
-    unknown = set(keys) - set(DEFAULTS)
-    if unknown:
-        raise ValueError(f"unknown configuration keys: {sorted(unknown)}")
-    return DEFAULTS | keys
-
-
-def shapes(c):
-    """Tensor name -> shape, for a configuration."""
-    L, D, H, K, d, M, V = (c[k] for k in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab"))
-    s = {"embed.W_E": (V, D)}
-    if c["positions"] == "learned":
-        s["pos_embed.W_pos"] = (c["n_ctx"], D)
-
-    def norm(name):
-        if c["norm"] != "none":
-            s[name + ".w"] = (D,)
-        if c["norm"] == "layer":
-            s[name + ".b"] = (D,)
-
-    for l in range(L):
-        b = f"blocks.{l}."
-        norm(b + "ln1")
-        s |= {b + "attn.W_Q": (H, D, d), b + "attn.W_K": (K, D, d), b + "attn.W_V": (K, D, d), b + "attn.W_O": (H, d, D)}
-        if c["qkv_bias"]:
-            s |= {b + "attn.b_Q": (H, d), b + "attn.b_K": (K, d), b + "attn.b_V": (K, d)}
-        if c["out_bias"]:
-            s[b + "attn.b_O"] = (D,)
-        if M:
-            norm(b + "ln2")
-            s[b + "mlp.W_in"] = (D, M)
-            if c["gated"]:
-                s[b + "mlp.W_gate"] = (D, M)
-            s[b + "mlp.W_out"] = (M, D)
-            if c["mlp_bias"]:
-                s |= {b + "mlp.b_in": (M,), b + "mlp.b_out": (D,)}
-    if c["final_norm"]:
-        norm("ln_final")
-    if not c["tied"]:
-        s["unembed.W_U"] = (D, V)
-    if c["head_bias"]:
-        s["unembed.b_U"] = (V,)
-    return s
 
 
 def check_supported(c):
@@ -153,31 +100,19 @@ def unembed(c, w, h):
     return logits + w["unembed.b_U"] if c["head_bias"] else logits
 
 
-def save(folder, c, w, vocabulary, dtype, bos="<bos>", unk="<unk>"):
-    """Writes config.json, model.safetensors (as `dtype`) and tokenizer.json (word level, white space, BOS first)."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    expected = shapes(c)
-    for name in expected.keys() | w.keys():
-        got = tuple(w[name].shape) if name in w else None
-        if got != expected.get(name):
-            raise ValueError(f"{name}: shape {got}, expected {expected.get(name)}")
-    (folder / "config.json").write_text(json.dumps(c, indent=1) + "\n", encoding="utf-8")
-    save_file({n: w[n].detach().to(dtype).contiguous() for n in sorted(w)}, folder / "model.safetensors")
-    t = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=unk))
-    t.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    t.add_special_tokens([bos, unk])
-    t.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, vocabulary.index(bos))])
-    t.save(str(folder / "tokenizer.json"))
+def save(folder, c, w, vocabulary, dtype):
+    """Writes config.json, model.safetensors (as `dtype`) and tokenizer.json."""
+    lamina_format.check_shapes(c, w, folder)
+    lamina_format.write_config(folder, c)
+    lamina_format.write_tokenizer(folder, vocabulary)
+    save_file({n: w[n].detach().to(dtype).contiguous() for n in sorted(w)}, pathlib.Path(folder) / "model.safetensors")
 
 
 def load(folder):
-    """-> (configuration, {name: float32 tensor}, Tokenizer); shapes are checked."""
+    """-> (configuration, {name: float32 tensor}, Tokenizer)."""
     folder = pathlib.Path(folder)
-    c = make_config(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    c = lamina_format.read_config(folder)
     check_supported(c)
     w = {n: t.float() for n, t in load_file(folder / "model.safetensors").items()}
-    for name, shape in shapes(c).items():
-        if tuple(w[name].shape) != shape:
-            raise ValueError(f"{folder}: {name}: shape {tuple(w[name].shape)}, expected {shape}")
+    lamina_format.check_shapes(c, w, folder / "model.safetensors")
     return c, w, Tokenizer.from_file(str(folder / "tokenizer.json"))
