@@ -1,6 +1,7 @@
 # Compile options shared by every target of this project; nothing here is exported.
 add_library(lamina_options INTERFACE)
-target_compile_options(lamina_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow)
+target_compile_options(lamina_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow
+  -Wno-missing-field-initializers)  # designated initialisers leave the rest at their defaults
 # Results must not depend on the compiler's choice of contraction or reassociation.
 target_compile_options(lamina_options INTERFACE -ffp-contract=off -fno-math-errno)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
