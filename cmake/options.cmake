@@ -12,3 +12,10 @@ if(LAMINA_SANITIZE)
   target_compile_options(lamina_options INTERFACE ${_san} -g1)
   target_link_options(lamina_options INTERFACE ${_san})
 endif()
+
+# ccache makes repeated builds cheap; used if present and no other launcher was asked for.
+find_program(LAMINA_CCACHE ccache)
+if(LAMINA_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${LAMINA_CCACHE})
+  set(CMAKE_C_COMPILER_LAUNCHER ${LAMINA_CCACHE})
+endif()

@@ -38,8 +38,8 @@ std::vector<CanonicalTensor> canonical_tensors(const ModelConfig& config);
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  /// Rows first … first + count − 1 of a canonical tensor, expanded to fp32 and brought to canonical
-  /// orientation. `out` has count × cols values.
+  /// Rows first … first + count − 1 of a canonical tensor, expanded to fp32 and brought to
+  /// canonical orientation. `out` has count × cols values.
   virtual void read_rows(std::string_view canonical, std::int64_t first, std::int64_t count,
                          std::span<float> out) const = 0;
 };
@@ -54,7 +54,8 @@ struct OpenedModel {
 };
 
 /// A folder with config.json and safetensors files (Hugging Face names, or the canonical family
-/// "lamina" with TransformerLens names), or a GGUF file. Error for an unknown family lists the known.
+/// "lamina" with TransformerLens names), or a GGUF file. Error for an unknown family lists the
+/// known.
 OpenedModel open_model(const std::filesystem::path& path);
 
 }  // namespace lamina
