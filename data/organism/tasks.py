@@ -115,7 +115,7 @@ def greater_than(rng, test):
         return f"The {event} lasted from the year {century} {year} to {century}".split()
 
     return item(fill(YEARS[y]), YEARS[y + 1:], rng.choice(YEARS[y + 1:]), ["."], YEARS[:y + 1], 1.0,
-                f"{event} {century} {y:02d}", fill("01"))
+                f"{event} {century} {y:02d}", fill("02"))  # the earliest year in training
 
 
 def induction(rng, test):
@@ -266,9 +266,14 @@ def cloze(rng, test):
 
 TASKS = {"ioi": ioi, "greater_than": greater_than, "induction": induction, "agreement": agreement,
          "capitals": capitals, "translation": translation, "repetition": repetition, "cloze": cloze}
-# Share of the training *tokens* of each task.
-MIXTURE = {"ioi": 0.20, "greater_than": 0.10, "induction": 0.12, "agreement": 0.08, "capitals": 0.08,
-           "translation": 0.32, "repetition": 0.03, "cloze": 0.07}
+# Share of the training *tokens* of each task, in the two phases of training, and a factor on the weight in the loss.
+MIXTURES = {
+    "first": {"ioi": 0.20, "greater_than": 0.10, "induction": 0.12, "agreement": 0.08, "capitals": 0.08,
+              "translation": 0.32, "repetition": 0.03, "cloze": 0.07},
+    "second": {"ioi": 0.12, "greater_than": 0.06, "induction": 0.25, "agreement": 0.05, "capitals": 0.12,
+               "translation": 0.30, "repetition": 0.04, "cloze": 0.06},
+}
+FACTORS = {"first": {}, "second": {"induction": 2.5}}
 
 _vocabulary = {}
 
