@@ -21,10 +21,21 @@ std::string ids_text(std::span<const std::int32_t> ids) {
   return text;
 }
 
+// What the new tokens add to the text. Decoders treat a text's first token apart (a leading blank),
+// so the difference of two decodings is not the decoding of the new tokens.
+std::string continuation_text(const Tokenizer& tokenizer, const Prompt& prompt) {
+  const auto given = static_cast<std::size_t>(prompt.given);
+  const std::string before = tokenizer.decode(std::span(prompt.ids).first(given));
+  const std::string whole = tokenizer.decode(prompt.ids);
+  if (whole.starts_with(before)) return whole.substr(before.size());
+  return tokenizer.decode(std::span(prompt.ids).subspan(given));
+}
+
 void print_prompt(const Prompt& prompt, const Tokenizer* tokenizer, bool json, Output& out) {
   const auto given = static_cast<std::size_t>(prompt.given);
   const std::span<const std::int32_t> made = std::span(prompt.ids).subspan(given);
-  const std::string continuation = tokenizer != nullptr ? tokenizer->decode(made) : ids_text(made);
+  const std::string continuation =
+      tokenizer != nullptr ? continuation_text(*tokenizer, prompt) : ids_text(made);
   if (!json) {
     const std::string start =
         prompt.text.empty() ? ids_text(std::span(prompt.ids).first(given)) + " " : prompt.text;
