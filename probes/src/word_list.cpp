@@ -153,7 +153,7 @@ WordList parse_word_list(std::string_view json, std::string_view source) {
   }
   for (const auto& [code, name] : root["languages"].items()) {
     if (code.empty() || code == "id") fail("{}: {} is no language code", source, in_quotes(code));
-    list.languages.push_back({code, text_of(name, source, "languages." + code)});
+    list.languages.push_back({code, text_of(name, source, fmt::format("languages.{}", code))});
   }
 
   each_entry(root, "words", source, [&](const Json& entry, const std::string& id, const auto& at) {

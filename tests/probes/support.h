@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "lamina/core/block.h"
+#include "lamina/core/dtype.h"
+#include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
 #include "lamina/probes/readout.h"
 
