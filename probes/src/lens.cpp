@@ -95,7 +95,7 @@ std::string lens_label(Site site) {
   const std::string name = site_name(site);
   const std::size_t hook = name.rfind("hook_");
   const std::string kind = hook == std::string::npos ? name : name.substr(hook + 5);
-  return site.layer < 0 ? kind : std::to_string(site.layer) + "." + kind;
+  return site.layer < 0 ? kind : fmt::format("{}.{}", site.layer, kind);
 }
 
 void parse_positions(std::string_view text, LensOptions& options) {

@@ -349,10 +349,4 @@ ActivationBlock Recording::read_block(std::span<const Site> sites, std::int64_t 
   return block;
 }
 
-const ActivationBlock::Values& ActivationBlock::at(Site site) const {
-  const auto found = sites.find(site_key(site));
-  if (found == sites.end()) fail("site {} is not in this block of activations", site_name(site));
-  return found->second;
-}
-
 }  // namespace lamina
