@@ -142,7 +142,7 @@ def items(name, count, seed=20_000):
     """`count` held-out items of a task, different prompts all."""
     rng, seen, out = random.Random(f"{seed}/{name}"), set(), []
     for _ in range(50 * count):
-        i = tasks.TASKS[name](rng, True)
+        i = (tasks.TASKS | tasks.BEYOND)[name](rng, True)
         if tuple(i.prompt) not in seen:
             seen.add(tuple(i.prompt))
             out.append(i)
@@ -164,12 +164,13 @@ def log_probs(c, w, prompts):
     return out
 
 
-def measure(c, w, count):
-    """Held-out accuracies. correct: the most probable token is a right answer. preferred: right answers, together, are
+def measure(c, w, count, names=tuple(tasks.TASKS)):
+    """Held-out accuracies. distinct_keys: different things held out (pairs of names, facts, words with languages …).
+    correct: the most probable token is a right answer. preferred: right answers, together, are
     more probable than the wrong ones together. probability: mean mass on the right answers."""
     v = tasks.vocabulary()
     result = {}
-    for name in tasks.TASKS:
+    for name in names:
         its = items(name, count)
         lp = log_probs(c, w, [[v[x] for x in i.prompt] for i in its])
         p = lp.exp()
@@ -179,7 +180,7 @@ def measure(c, w, count):
         mass = [p[k, r].sum().item() for k, r in enumerate(right)]
         bad = [p[k, r].sum().item() for k, r in enumerate(wrong)]
         n = len(its)
-        result[name] = {"prompts": n, "correct": sum(t in r for t, r in zip(top, right)),
+        result[name] = {"prompts": n, "distinct_keys": len({i.key for i in its}), "correct": sum(t in r for t, r in zip(top, right)),
                         "preferred": sum(a > b for a, b in zip(mass, bad)), "probability": round(sum(mass) / n, 4)}
         result[name]["accuracy"] = round(result[name]["correct"] / n, 4)
         if name == "greater_than":
@@ -260,18 +261,18 @@ def export(args):
 def evaluate(args):
     torch.set_num_threads(args.threads)
     c, w, _ = reference.load(args.model)
-    result = measure(c, w, args.count)
+    result = measure(c, w, args.count, [*tasks.TASKS, *tasks.BEYOND])
     (args.model / "accuracies.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name, r in result.items():
-        print(f"{name:14s} {r['correct']}/{r['prompts']} = {r['accuracy']:.3f}, preferred {r['preferred']}/{r['prompts']}, "
+        print(f"{name:26s} {r['correct']}/{r['prompts']} = {r['accuracy']:.3f}, preferred {r['preferred']}/{r['prompts']}, "
               f"probability {r['probability']:.3f}")
 
 
 EXAMPLES = [  # prompts people know from the literature, first in prompts.jsonl
-    ("ioi", "When Mary and John went to the store , John gave a drink to", "Mary"),
-    ("greater_than", "The war lasted from the year 17 43 to 17", "88"),
-    ("agreement", "The keys to the cabinet", "are"),
-    ("capitals", "The capital of France is", "Paris"),
+    ("ioi", "When Mary and John went to the store , John gave a drink to", ["Mary"]),
+    ("greater_than", "The war lasted from the year 17 43 to 17", tasks.YEARS[44:]),
+    ("agreement", "The keys to the cabinet", ["are", "were"]),
+    ("capitals", "The capital of France is", ["Paris"]),
 ]
 PAIR_TASKS = {"ioi": "ioi", "greater_than": "greater_than", "sva": "agreement", "capitals": "capitals",
               "translation": "translation"}
@@ -288,16 +289,20 @@ def prompts(args):
         path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
         print(f"{path.name}: {len(rows)}", file=sys.stderr)
 
-    rows = [{"id": f"{task}-example", "text": text, "target": target, "labels": {"task": task}}
-            for task, text, target in EXAMPLES]
+    def best(prompt, correct):
+        """The right answer this model finds most likely: agreement and greater-than have several."""
+        lp = log_probs(c, w, [[v[x] for x in prompt]])[0]
+        return max(correct, key=lambda x: lp[v[x]])
+
+    rows = [{"id": f"{task}-example", "text": text, "target": best(text.split(), correct), "labels": {"task": task}}
+            for task, text, correct in EXAMPLES]
     for name in tasks.TASKS:
         for k, i in enumerate(items(name, args.per_task, seed=30_000)):
             labels = {"task": name}
             if name in ("translation", "repetition", "cloze"):
                 concept, langs = i.key.split()
                 labels |= {"concept": concept, "source_language": langs.split(">")[0], "target_language": langs.split(">")[-1]}
-            # The greater-than target is one year of many that are right: the last, which always is.
-            rows.append({"id": f"{name}-{k}", "text": " ".join(i.prompt), "target": i.correct[-1], "labels": labels})
+            rows.append({"id": f"{name}-{k}", "text": " ".join(i.prompt), "target": best(i.prompt, i.correct), "labels": labels})
     dump(args.model / "prompts.jsonl", rows)
 
     for name, task in PAIR_TASKS.items():
