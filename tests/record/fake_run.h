@@ -132,7 +132,7 @@ struct FakeRun {
         b.logits.topk_logprobs.push_back(-fake_value((token + t) * 8 + static_cast<std::uint64_t>(k)));
       }
       b.logits.target_logprob.push_back(
-          t % 3 == 0 ? std::numeric_limits<float>::quiet_NaN() : fake_value(token + t));
+          (token + t) % 3 == 0 ? std::numeric_limits<float>::quiet_NaN() : fake_value(token + t));
     }
     return b;
   }
