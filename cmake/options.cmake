@@ -23,3 +23,8 @@ if(LAMINA_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${LAMINA_CCACHE})
   set(CMAKE_C_COMPILER_LAUNCHER ${LAMINA_CCACHE})
 endif()
+if(LAMINA_FUZZ)
+  # Coverage for libFuzzer everywhere; only the fuzz targets link its main program.
+  target_compile_options(lamina_options INTERFACE -fsanitize=fuzzer-no-link)
+  target_link_options(lamina_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
