@@ -1,6 +1,7 @@
 # Compile options shared by every target of this project; nothing here is exported.
 add_library(lamina_options INTERFACE)
-target_compile_options(lamina_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow)
+target_compile_options(lamina_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow
+  -Wno-missing-field-initializers)  # designated initialisers leave the rest at their defaults
 # Results must not depend on the compiler's choice of contraction or reassociation.
 target_compile_options(lamina_options INTERFACE -ffp-contract=off -fno-math-errno)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
@@ -10,4 +11,11 @@ if(LAMINA_SANITIZE)
   set(_san -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_compile_options(lamina_options INTERFACE ${_san} -g1)
   target_link_options(lamina_options INTERFACE ${_san})
+endif()
+
+# ccache makes repeated builds cheap; used if present and no other launcher was asked for.
+find_program(LAMINA_CCACHE ccache)
+if(LAMINA_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${LAMINA_CCACHE})
+  set(CMAKE_C_COMPILER_LAUNCHER ${LAMINA_CCACHE})
 endif()

@@ -63,7 +63,9 @@ void Sha256::update(std::span<const std::byte> bytes) {
   pending_size_ = size;
 }
 
-void Sha256::update(std::string_view text) { update(std::as_bytes(std::span(text))); }
+void Sha256::update(std::string_view text) {
+  update(std::as_bytes(std::span(text)));
+}
 
 std::string Sha256::hex() {
   const std::uint64_t bits = total_ * 8;

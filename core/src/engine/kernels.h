@@ -40,7 +40,9 @@ class PackedMatrix {
 
  private:
   std::int64_t n_out_ = 0, n_in_ = 0;
-  struct Free { void operator()(float*) const; };
+  struct Free {
+    void operator()(float*) const;
+  };
   std::unique_ptr<float[], Free> data_;
 };
 
@@ -81,13 +83,13 @@ void rotate(RopeStyle style, const float* x, std::int64_t rows, std::int64_t hea
 
 /// One prompt's attention for one layer.
 struct AttentionArgs {
-  const float* q;   // [queries, heads, d_head], after rotation
-  const float* k;   // [keys, kv_heads, d_head], cached ones first
-  const float* v;   // [keys, kv_heads, d_head]
-  float* z;         // [queries, heads, d_head]
+  const float* q;  // [queries, heads, d_head], after rotation
+  const float* k;  // [keys, kv_heads, d_head], cached ones first
+  const float* v;  // [keys, kv_heads, d_head]
+  float* z;        // [queries, heads, d_head]
   std::int64_t queries, keys, heads, kv_heads, d_head;
   float scale;
-  float softcap;        // 0 = off
+  float softcap;  // 0 = off
   bool causal;
   std::int64_t window;  // 0 = all; otherwise key j is visible to query i iff i − j < window
 };

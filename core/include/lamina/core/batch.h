@@ -9,7 +9,7 @@ namespace lamina {
 /// Prompts packed one after the other, without padding. Prompt i owns the token rows
 /// offsets[i] … offsets[i+1] − 1.
 struct Batch {
-  std::vector<std::int32_t> ids;           // [token]
+  std::vector<std::int32_t> ids;            // [token]
   std::vector<std::int64_t> offsets = {0};  // [prompt + 1]
 
   std::int64_t prompts() const { return static_cast<std::int64_t>(offsets.size()) - 1; }

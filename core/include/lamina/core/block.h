@@ -17,10 +17,10 @@ namespace lamina {
 /// The largest logits of every token, and the log-probability of what came next.
 struct LogitSummary {
   std::int64_t k = 0;
-  std::vector<std::int32_t> topk_ids;      // [token, k]; ties by smaller id
-  std::vector<float> topk_logprobs;        // [token, k], nats
-  std::vector<float> target_logprob;       // [token]: of the following token; at a prompt's last
-                                           // token of its target, NaN without one
+  std::vector<std::int32_t> topk_ids;  // [token, k]; ties by smaller id
+  std::vector<float> topk_logprobs;    // [token, k], nats
+  std::vector<float> target_logprob;   // [token]: of the following token; at a prompt's last
+                                       // token of its target, NaN without one
 };
 
 /// Activations of a few whole prompts: what a forward pass hands to probes and to the recorder, and
@@ -34,11 +34,11 @@ struct ActivationBlock {
     std::vector<std::int64_t> offsets;  // attention sites only, [prompt + 1]
   };
 
-  std::int64_t first_prompt = 0;     // index of prompts[0] in the run
+  std::int64_t first_prompt = 0;  // index of prompts[0] in the run
   std::span<const Prompt> prompts;
   Batch batch;
   std::unordered_map<std::uint32_t, Values> sites;  // by site_key()
-  LogitSummary logits;               // empty (k = 0) unless asked for
+  LogitSummary logits;                              // empty (k = 0) unless asked for
 
   static std::uint32_t site_key(Site site) {
     return static_cast<std::uint32_t>(site.layer + 1) << 8 | static_cast<std::uint32_t>(site.kind);

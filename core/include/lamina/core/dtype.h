@@ -9,8 +9,24 @@ namespace lamina {
 
 /// Element types of the tensors in a model file. The quantised ones are GGML's block formats.
 enum class DType : std::uint8_t {
-  f64, f32, f16, bf16, i8, u8, i16, i32, i64, boolean,
-  q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k,
+  f64,
+  f32,
+  f16,
+  bf16,
+  i8,
+  u8,
+  i16,
+  i32,
+  i64,
+  boolean,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q4_k,
+  q5_k,
+  q6_k,
 };
 
 /// Name as users write it: "f32", "q4_k" …

@@ -21,9 +21,9 @@ struct SiteView {
   SiteShape shape;
   const Batch& batch;
   std::span<float> values;
-  std::int64_t prompt = -1;      // attention sites only
-  std::int64_t queries = 0;      // attention sites only
-  std::int64_t keys = 0;         // attention sites only
+  std::int64_t prompt = -1;  // attention sites only
+  std::int64_t queries = 0;  // attention sites only
+  std::int64_t keys = 0;     // attention sites only
 };
 
 /// Called at a site, on the calling thread, with the values in place. Reading hooks must leave them
@@ -60,12 +60,12 @@ class KvCache {
   /// Tokens already stored for sequence i: the position of the next one.
   std::int64_t length(std::int64_t sequence) const;
   std::int64_t sequences() const;
-  /// Forgets all but the first `length` tokens of a sequence.
-  void truncate(std::int64_t sequence, std::int64_t length);
+  /// Forgets all but the first `tokens` tokens of a sequence.
+  void truncate(std::int64_t sequence, std::int64_t tokens);
   /// Bytes of keys and values per token.
   std::uint64_t bytes_per_token() const;
 
-  struct Impl;
+  struct Impl;  // private: core/src/engine/kv_cache.h
   Impl& impl() { return *impl_; }
 
  private:
@@ -84,9 +84,16 @@ class Forward {
   Forward(Forward&&) noexcept;
 
   /// Runs the whole stack. Fires the hooks; throws UsageError if a hooked site does not exist in
-  /// this model. With a cache, prompt i continues sequence i.
+  /// this model, Error for ids outside the vocabulary, empty prompts, and positions that the model
+  /// does not have (learned positions only). With a cache, the prompts continue its sequences.
   /// Returns the residual stream after the last block, [tokens, d_model], valid until the next run.
-  std::span<const float> run(const Batch& batch, const Hooks& hooks = {}, KvCache* cache = nullptr);
+  /// `sequences`: which sequence of the cache each prompt continues; empty = prompt i, sequence i.
+  std::span<const float> run(const Batch& batch, const Hooks& hooks = {}, KvCache* cache = nullptr,
+                             std::span<const std::int64_t> sequences = {});
+
+  /// The model's own logits for token rows of the last run: out [rows, d_vocab]. Only these rows
+  /// are computed. Follows what hooks wrote, the final norm's sites included.
+  void run_logits(std::span<const std::int64_t> rows, std::span<float> out);
 
   /// Final norm of residual rows: x [rows, d_model] → out [rows, d_model] (norm weights applied).
   void final_norm(std::span<const float> x, std::span<float> out) const;
@@ -96,7 +103,7 @@ class Forward {
 
   /// final_norm then unembed: the logits a residual row decodes to (logit lens; the model's own
   /// logits for the last layer's output).
-  void logits(std::span<const float> x, std::span<float> out);
+  void logits(std::span<const float> x, std::span<float> out) const;
 
   const Model& model() const;
 

@@ -18,7 +18,7 @@ struct Prompt {
   std::string id;    // unique within the run; the line number if the file gives none
   std::string text;  // empty if the prompt was given as token ids
   std::vector<std::int32_t> ids;
-  std::int64_t given = 0;  // tokens that were given; the rest were generated
+  std::int64_t given = 0;              // tokens that were given; the rest were generated
   std::optional<std::int32_t> target;  // token expected after the last given one
   std::map<std::string, std::string> labels;
 };
@@ -33,7 +33,8 @@ struct PromptOptions {
 /// A target text is one token, or its first token if `target` needs several: then the label
 /// "target_text" keeps the whole. `tokenizer` may be nullptr if every prompt has ids.
 /// Errors name the file, the line, the key, what was expected and found: empty prompts, ids outside
-/// the vocabulary (`d_vocab`), duplicate ids, duplicate keys, invalid UTF-8, mixed label sets are fine.
+/// the vocabulary (`d_vocab`), duplicate ids, duplicate keys, invalid UTF-8, mixed label sets are
+/// fine.
 std::vector<Prompt> read_prompts(const std::filesystem::path& path, const Tokenizer* tokenizer,
                                  std::int64_t d_vocab, const PromptOptions& options = {});
 

@@ -16,7 +16,8 @@
 
 namespace lamina {
 
-/// Element type of stored activations. f16 refuses values beyond ±65504 instead of storing infinity.
+/// Element type of stored activations. f16 refuses values beyond ±65504 instead of storing
+/// infinity.
 enum class StoreType : std::uint8_t { f32, f16, bf16 };
 std::string_view store_type_name(StoreType type);
 StoreType parse_store_type(std::string_view name);
@@ -28,17 +29,18 @@ struct RecordingHeader {
   std::string model_id, model_sha256, tokenizer_sha256;
   ModelConfig config;  // sizes and family are stored; a reader restores those fields only
   bool prepend_bos = false;
-  std::string prompts_sha256;  // over ids, so that --resume and merge know that they continue the same run
+  std::string
+      prompts_sha256;  // over ids, so that --resume and merge know that they continue the same run
   StoreType store = StoreType::f32;
   std::vector<Site> sites;
-  std::int64_t topk = 0;               // 0: no logits stored
-  std::int64_t total_prompts = 0;      // of the whole run
-  std::int64_t shard_first_prompt = 0; // this file holds prompts shard_first … + (prompts stored)
+  std::int64_t topk = 0;                // 0: no logits stored
+  std::int64_t total_prompts = 0;       // of the whole run
+  std::int64_t shard_first_prompt = 0;  // this file holds prompts shard_first … + (prompts stored)
 };
 
 struct WriterOptions {
   std::uint64_t shard_bytes = std::uint64_t{4} << 30;  // a new shard begins when one is this large
-  bool resume = false;      // continue an interrupted run with the same header
+  bool resume = false;  // continue an interrupted run with the same header
   std::size_t queue_bytes = std::size_t{256} << 20;  // bound of the writer thread's queue
   std::int64_t first_prompt = 0, last_prompt = -1;   // range of this run (--shard i/n); −1 = all
 };
@@ -78,8 +80,8 @@ class Recording {
 
   const std::filesystem::path& path() const;
   const RecordingHeader& header() const;
-  const std::vector<Prompt>& prompts() const;         // ids, text, labels, targets, phases
-  const std::vector<std::int64_t>& offsets() const;   // [prompt + 1]
+  const std::vector<Prompt>& prompts() const;        // ids, text, labels, targets, phases
+  const std::vector<std::int64_t>& offsets() const;  // [prompt + 1]
   std::int64_t tokens() const;
   const std::vector<Site>& sites() const;
   bool has(Site site) const;
@@ -100,10 +102,11 @@ class Recording {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Merges the finished files of `--shard 1/n … n/n` into one recording at `out` (an index of virtual
-/// datasets beside them, or a copy with `copy`). Refuses files of different runs, gaps and overlaps.
-void merge_recordings(std::span<const std::filesystem::path> parts, const std::filesystem::path& out,
-                      bool copy);
+/// Merges the finished files of `--shard 1/n … n/n` into one recording at `out` (an index of
+/// virtual datasets beside them, or a copy with `copy`). Refuses files of different runs, gaps and
+/// overlaps.
+void merge_recordings(std::span<const std::filesystem::path> parts,
+                      const std::filesystem::path& out, bool copy);
 
 /// The first place where two recordings part, and the largest differences of every site.
 struct SiteDifference {

@@ -12,12 +12,13 @@
 namespace lamina {
 
 /// A results file: one group /analyses/<name> per analysis, datasets with named dimensions and
-/// dimension scales (h5py's .dims, xarray's h5netcdf engine), settings and provenance as attributes.
-/// Written under a temporary name; close() gives it its final one.
+/// dimension scales (h5py's .dims, xarray's h5netcdf engine), settings and provenance as
+/// attributes. Written under a temporary name; close() gives it its final one.
 class ResultFile {
  public:
   /// Provenance goes to the root's attributes (tool_version, argv, created_utc, model_id, …).
-  ResultFile(const std::filesystem::path& path, const std::map<std::string, std::string>& provenance);
+  ResultFile(const std::filesystem::path& path,
+             const std::map<std::string, std::string>& provenance);
   ~ResultFile();
   ResultFile(const ResultFile&) = delete;
 
@@ -38,7 +39,8 @@ class ResultFile {
   void dataset(std::string_view name, std::span<const std::string> dimensions,
                std::span<const float> values, std::string_view description, std::string_view units);
   void dataset(std::string_view name, std::span<const std::string> dimensions,
-               std::span<const double> values, std::string_view description, std::string_view units);
+               std::span<const double> values, std::string_view description,
+               std::string_view units);
   void dataset(std::string_view name, std::span<const std::string> dimensions,
                std::span<const std::int32_t> values, std::string_view description,
                std::string_view units);

@@ -17,9 +17,9 @@ using Progress = std::function<void(std::int64_t prompts, std::int64_t tokens)>;
 struct LiveOptions {
   std::int64_t batch_tokens = 1024;  // whole prompts are packed up to this many tokens
   std::uint64_t block_bytes = std::uint64_t{256} << 20;  // and up to this many bytes of activations
-  std::int64_t topk = 0;             // logit summary with this many entries; 0 = none
-  std::int64_t first_prompt = 0;     // start here (resume, shards)
-  std::int64_t last_prompt = -1;     // one past the end; −1 = all
+  std::int64_t topk = 0;          // logit summary with this many entries; 0 = none
+  std::int64_t first_prompt = 0;  // start here (resume, shards)
+  std::int64_t last_prompt = -1;  // one past the end; −1 = all
   Progress progress;
 };
 
@@ -38,7 +38,7 @@ struct GenerateOptions {
   std::int64_t max_new_tokens = 0;
   double temperature = 0.0;
   double top_p = 1.0;
-  std::uint64_t seed = 0;      // each prompt draws from its own stream: (seed, prompt index)
+  std::uint64_t seed = 0;  // each prompt draws from its own stream: (seed, prompt index)
   bool stop_at_eos = true;
   std::int64_t batch_prompts = 16;
   Progress progress;

@@ -14,8 +14,8 @@ namespace lamina {
 
 /// The parsed header of one safetensors file.
 struct SafetensorsHeader {
-  std::vector<TensorInfo> tensors;               // in the order of their data
-  std::map<std::string, std::string> metadata;   // "__metadata__"
+  std::vector<TensorInfo> tensors;              // in the order of their data
+  std::map<std::string, std::string> metadata;  // "__metadata__"
 };
 
 /// Parses a whole safetensors file held in memory; the tensors' bytes are views of `file`.

@@ -14,18 +14,35 @@ namespace lamina {
 /// Every kind of place in the forward pass that can be read and written. Names and meaning are
 /// TransformerLens' (see docs/sites.md). In firing order within a block.
 enum class SiteKind : std::uint8_t {
-  embed, pos_embed,
+  embed,
+  pos_embed,
   resid_pre,
-  ln1_scale, ln1_normalized,
-  q, k, v, rot_q, rot_k,
-  attn_scores, pattern, z, result,
-  ln1_post_scale, ln1_post_normalized,
-  attn_out, resid_mid,
-  ln2_scale, ln2_normalized,
-  mlp_pre, mlp_pre_linear, mlp_post,
-  ln2_post_scale, ln2_post_normalized,
-  mlp_out, resid_post,
-  ln_final_scale, ln_final_normalized,
+  ln1_scale,
+  ln1_normalized,
+  q,
+  k,
+  v,
+  rot_q,
+  rot_k,
+  attn_scores,
+  pattern,
+  z,
+  result,
+  ln1_post_scale,
+  ln1_post_normalized,
+  attn_out,
+  resid_mid,
+  ln2_scale,
+  ln2_normalized,
+  mlp_pre,
+  mlp_pre_linear,
+  mlp_post,
+  ln2_post_scale,
+  ln2_post_normalized,
+  mlp_out,
+  resid_post,
+  ln_final_scale,
+  ln_final_normalized,
 };
 
 /// One place: a kind, and a layer (−1 for embed, pos_embed and the final norm).
@@ -37,9 +54,9 @@ struct Site {
 
 /// How a site's values are laid out.
 struct SiteShape {
-  bool attention = false;   // [head, query, key] per prompt; otherwise one row per token
-  std::int64_t heads = 0;   // 0: rows are plain vectors [width]; otherwise [heads, width]
-  std::int64_t width = 0;   // d_model, d_head, d_mlp or 1; unused for attention sites
+  bool attention = false;  // [head, query, key] per prompt; otherwise one row per token
+  std::int64_t heads = 0;  // 0: rows are plain vectors [width]; otherwise [heads, width]
+  std::int64_t width = 0;  // d_model, d_head, d_mlp or 1; unused for attention sites
   /// Values of one token's row (not for attention sites).
   std::int64_t row() const { return (heads > 0 ? heads : 1) * width; }
 };

@@ -23,7 +23,8 @@ enum class Bos : std::uint8_t {
 /// Text to token ids and back. Immutable after loading; safe to share between threads.
 ///
 /// Two algorithms: byte-level BPE (GPT-2, Llama 3, Qwen 2/3, SmolLM2 pre-tokenizers) and
-/// SentencePiece-style BPE with byte fallback (Llama 2, Gemma). Reference: the `tokenizers` package.
+/// SentencePiece-style BPE with byte fallback (Llama 2, Gemma). Reference: the `tokenizers`
+/// package.
 class Tokenizer {
  public:
   /// From the text of a tokenizer.json. `name` is used in messages. A pre-tokenizer, normaliser or

@@ -1,0 +1,87 @@
+#include "lamina/core/model.h"
+
+#include "engine/weights.h"
+#include "family/family.h"
+#include "lamina/core/error.h"
+#include "lamina/core/sha256.h"
+#include "lamina/core/tensor_store.h"
+
+namespace lamina {
+namespace {
+
+std::string display_name(const std::filesystem::path& path) {
+  std::filesystem::path name = path.filename();
+  if (name.empty() || name == ".")
+    name = std::filesystem::absolute(path).lexically_normal().parent_path().filename();
+  return name.string();
+}
+
+bool has_tokenizer(const std::filesystem::path& path) {
+  return !std::filesystem::is_directory(path) || std::filesystem::exists(path / "tokenizer.json");
+}
+
+}  // namespace
+
+Model::Model() = default;
+Model::~Model() = default;
+Model::Model(Model&&) noexcept = default;
+Model& Model::operator=(Model&&) noexcept = default;
+
+Model Model::load(const std::filesystem::path& path) {
+  Model model;
+  OpenedModel opened = open_model(path);
+  model.config_ = std::move(opened.config);
+  model.id_ = display_name(path);
+  model.weights_ = std::make_unique<const Weights>(load_weights(model.config_, *opened.weights));
+  for (const CanonicalTensor& tensor : canonical_tensors(model.config_)) {
+    model.parameters_ += static_cast<std::uint64_t>(tensor.rows * tensor.cols);
+  }
+  if (has_tokenizer(path)) {
+    model.tokenizer_ = Tokenizer::load(path);
+    if (model.tokenizer_->vocab_size() > model.config_.d_vocab) {
+      fail("{}: the tokenizer has ids up to {}, the embedding has only {} rows", path.string(),
+           model.tokenizer_->vocab_size() - 1, model.config_.d_vocab);
+    }
+  }
+  // Paths only: the mappings themselves are dropped, the packed weights replace them.
+  std::vector<std::filesystem::path> files;
+  for (const auto& file : opened.files) files.push_back(file->path());
+  model.fingerprint_ = [files, text = std::move(opened.config_text)] {
+    Sha256 hash;
+    hash.update(text);
+    for (const std::filesystem::path& file : files) hash.update(MappedFile(file).bytes());
+    return hash.hex();
+  };
+  return model;
+}
+
+const std::string& Model::sha256() const {
+  if (sha256_.empty()) sha256_ = fingerprint_();
+  return sha256_;
+}
+
+std::uint64_t Model::weight_bytes() const {
+  const auto linear = [](const Linear& l) {
+    return l.weight.bytes() + l.bias.size() * sizeof(float);
+  };
+  const auto norm = [](const NormWeights& n) {
+    return (n.weight.size() + n.bias.size()) * sizeof(float);
+  };
+  const Weights& w = *weights_;
+  std::uint64_t bytes =
+      (w.embed.size() + w.pos_embed.size()) * sizeof(float) + norm(w.ln_final) + linear(w.unembed);
+  for (const LayerWeights& layer : w.layers) {
+    for (const Linear* l :
+         {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.in, &layer.out}) {
+      bytes += linear(*l);
+    }
+    for (const NormWeights* n :
+         {&layer.ln1, &layer.ln1_post, &layer.ln2, &layer.ln2_post, &layer.mlp_ln}) {
+      bytes += norm(*n);
+    }
+    bytes += (layer.q_norm.size() + layer.k_norm.size()) * sizeof(float);
+  }
+  return bytes;
+}
+
+}  // namespace lamina

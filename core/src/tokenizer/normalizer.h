@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "tokenizer/regex.h"
+
+namespace lamina::tokenizer {
+
+enum class UnicodeForm : std::uint8_t { nfc, nfd, nfkc, nfkd };
+
+/// `text` (well-formed UTF-8) in a Unicode normalisation form. O(n log n) whatever the text.
+std::string to_form(std::string_view text, UnicodeForm form);
+
+struct ToForm {
+  UnicodeForm form = UnicodeForm::nfc;
+};
+struct Lowercase {};
+struct Prepend {
+  std::string prefix;  // not put in front of empty text
+};
+/// Replaces a string, or the matches of a pattern if there is one.
+struct Replace {
+  std::string from, to;
+  std::optional<Regex> pattern;
+};
+struct StripSpace {
+  bool left = false, right = false;
+};
+using NormalizerStep = std::variant<ToForm, Lowercase, Prepend, Replace, StripSpace>;
+
+/// The steps in order.
+std::string normalize(std::string_view text, const std::vector<NormalizerStep>& steps);
+std::string replace_matches(std::string_view text, const Replace& step);
+
+}  // namespace lamina::tokenizer
