@@ -59,7 +59,8 @@ struct Forward::Impl {
   void embed();
   void block(std::int32_t layer);
   void attention(std::int32_t layer, const std::vector<float>& from);
-  void prompt_attention(std::int32_t layer, std::int64_t prompt);
+  kernels::AttentionArgs attention_args(std::int32_t layer, std::int64_t prompt);
+  void hooked_attention(std::int32_t layer, std::int64_t prompt);
   void head_results(std::int32_t layer);
   void mlp(std::int32_t layer, const std::vector<float>& from, std::vector<float>& to);
   void norm(const NormWeights& w, SiteKind scale_site, SiteKind normalized_site, std::int32_t layer,
@@ -204,8 +205,12 @@ void Forward::Impl::attention(std::int32_t layer, const std::vector<float>& from
     fire(SiteKind::rot_q, layer, q);
     fire(SiteKind::rot_k, layer, k);
   }
-  for (std::int64_t prompt = 0; prompt < batch->prompts(); ++prompt) {
-    prompt_attention(layer, prompt);
+  if (hooks->wanted(SiteKind::attn_scores, layer) || hooks->wanted(SiteKind::pattern, layer)) {
+    for (std::int64_t p = 0; p < batch->prompts(); ++p) hooked_attention(layer, p);
+  } else {
+    std::vector<kernels::AttentionArgs> args;
+    for (std::int64_t p = 0; p < batch->prompts(); ++p) args.push_back(attention_args(layer, p));
+    kernels::attention_batch(args);
   }
   fire(SiteKind::z, layer, z);
   project(w.o, z, out);
@@ -216,7 +221,8 @@ void Forward::Impl::attention(std::int32_t layer, const std::vector<float>& from
   fire(SiteKind::attn_out, layer, out);
 }
 
-void Forward::Impl::prompt_attention(std::int32_t layer, std::int64_t prompt) {
+// One prompt's attention; with a cache, its new keys and values are stored first.
+kernels::AttentionArgs Forward::Impl::attention_args(std::int32_t layer, std::int64_t prompt) {
   const std::int64_t first = batch->offsets[size(prompt)], length = batch->length(prompt);
   kernels::AttentionArgs args{};
   args.q = q.data() + first * config.d_attn();
@@ -245,11 +251,12 @@ void Forward::Impl::prompt_attention(std::int32_t layer, std::int64_t prompt) {
   args.softcap = static_cast<float>(config.attn_softcap);
   args.causal = config.causal;
   args.window = config.layers[size(layer)].window;
+  return args;
+}
 
-  if (!hooks->wanted(SiteKind::attn_scores, layer) && !hooks->wanted(SiteKind::pattern, layer)) {
-    kernels::attention(args);
-    return;
-  }
+// The same in three steps, with the scores and the pattern in memory for their hooks.
+void Forward::Impl::hooked_attention(std::int32_t layer, std::int64_t prompt) {
+  const kernels::AttentionArgs args = attention_args(layer, prompt);
   scores.resize(size(args.heads * args.queries * args.keys));
   kernels::attention_scores(args, scores.data());
   hooks->fire_attention(SiteKind::attn_scores, layer, *batch, prompt, args.queries, args.keys,

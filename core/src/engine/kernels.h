@@ -96,13 +96,21 @@ struct AttentionArgs {
 /// z without storing the scores. Query row r has position keys − queries + r. Parallel over heads
 /// and blocks of queries. Same bits as the three steps below.
 void attention(const AttentionArgs& args);
+/// The same for a whole batch in one parallel region: many single-token queries at once.
+void attention_batch(std::span<const AttentionArgs> prompts);
 /// The steps apart, for hooks: scores [heads, queries, keys] (masked: −inf), softmax in place
 /// (a row without a visible key becomes zeros), z from the pattern.
 void attention_scores(const AttentionArgs& args, float* scores);
 void attention_softmax(std::int64_t rows, std::int64_t keys, float* scores);
+/// (args.scale, softcap, causal and window as before; a weight ≠ 0 that a hook wrote at a masked
+/// key counts, a zero there is skipped even if the value is not finite).
 void attention_values(const AttentionArgs& args, const float* pattern);
 
-/// Row statistics of logits: log Σ exp(x), for [rows, n] with stride ld; deterministic.
+/// Row statistics of logits: log Σ exp(x), for [rows, n] with stride ld; deterministic. Rows run in
+/// parallel; lamina/core/math.h has the single row in double and what else a lens needs.
 void log_sum_exp(const float* x, std::int64_t ld, std::int64_t rows, std::int64_t n, float* out);
+
+/// The k ≤ n largest of x [n], largest first, ties by the smaller id, NaN below −∞.
+void top_k(const float* x, std::int64_t n, std::int64_t k, std::int32_t* ids, float* values);
 
 }  // namespace lamina::kernels

@@ -88,15 +88,16 @@ LogitSummary summarize_logits(Forward& forward, const ActivationBlock& block, st
     forward.run_logits(rows, std::span(logits).first(size(count * vocab)));
 #pragma omp parallel for schedule(static)
     for (std::int64_t r = 0; r < count; ++r) {
-      const float* row = logits.data() + r * vocab;
+      const std::span<const float> row = std::span(logits).subspan(size(r * vocab), size(vocab));
       const std::int64_t token = first + r;
-      const float norm = static_cast<float>(math::log_sum_exp(row, vocab));
-      float* values = summary.topk_logprobs.data() + token * summary.k;
-      math::top_k(row, vocab, summary.k, summary.topk_ids.data() + token * summary.k, values);
-      for (std::int64_t i = 0; i < summary.k; ++i) values[i] -= norm;
+      const float norm = static_cast<float>(math::log_sum_exp(row));
+      const std::size_t at = size(token * summary.k), k_size = size(summary.k);
+      const std::span<float> values = std::span(summary.topk_logprobs).subspan(at, k_size);
+      math::top_k(row, std::span(summary.topk_ids).subspan(at, k_size), values);
+      for (float& value : values) value -= norm;
       const std::int32_t next = following[size(token)];
       summary.target_logprob[size(token)] =
-          next < 0 ? std::numeric_limits<float>::quiet_NaN() : row[next] - norm;
+          next < 0 ? std::numeric_limits<float>::quiet_NaN() : row[size(next)] - norm;
     }
   }
   return summary;
