@@ -65,6 +65,10 @@ def randomize(model, seed):
             elif not name.startswith(("embed", "pos_embed")):
                 value = value * 1.2 / p.shape[-2] ** 0.5
             p.copy_(value)
+        # TransformerLens adds a gated MLP's b_in after the product, lamina (like Llama) before it.
+        for block in model.blocks:
+            if model.cfg.gated_mlp:
+                block.mlp.b_in.zero_()
 
 
 def weights(model, config):
