@@ -108,7 +108,8 @@ const Slot& Recording::Impl::slot(Site site) const {
       stored += fmt::format(", … ({} sites)", header.sites.size());
       break;
     }
-    stored += (stored.empty() ? "" : ", ") + site_name(have);
+    if (!stored.empty()) stored += ", ";
+    stored += site_name(have);
   }
   fail("{}: site {} was not recorded; it holds {}", path.string(), site_name(site),
        stored.empty() ? "no sites" : stored);
@@ -347,12 +348,6 @@ ActivationBlock Recording::read_block(std::span<const Site> sites, std::int64_t 
   }
   block.logits = read_logits(row, rows);
   return block;
-}
-
-const ActivationBlock::Values& ActivationBlock::at(Site site) const {
-  const auto found = sites.find(site_key(site));
-  if (found == sites.end()) fail("site {} is not in this block of activations", site_name(site));
-  return found->second;
 }
 
 }  // namespace lamina
