@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -44,7 +45,9 @@ def added_tokens(tokenizer, meta, spaces=False):
             tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True)])
         elif kind == 4:
             content = name.replace("\u2581", " ") if spaces else name
-            tokenizer.add_tokens([AddedToken(content, normalized=False)])
+            # SentencePiece finds them in the text whose spaces are visible already.
+            normalized = spaces and not meta.get("add_space_prefix", True)
+            tokenizer.add_tokens([AddedToken(content, normalized=normalized)])
 
 
 def reference_gpt2(meta):
@@ -99,8 +102,7 @@ def reference_llama(meta):
 
 
 def reference_sentencepiece(meta):
-    """A SentencePiece BPE model of the same pieces. Control entries of the file are not recognised
-    in text by SentencePiece, so the generated lines for this reference hold none."""
+    """A SentencePiece BPE model of the same pieces."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2 as pb
 
@@ -250,7 +252,9 @@ def main():
     took = time.time() - start
     texts = decode(expected)
     feed = "".join(json.dumps(line) + "\n" for line in lines)
-    out = subprocess.run([args.helper, args.model, "--no-bos"], input=feed, capture_output=True,
+    # SentencePiece never recognises control tokens in text.
+    plain = ["--plain-special"] if args.reference == "sentencepiece" else []
+    out = subprocess.run([args.helper, args.model, "--no-bos"] + plain, input=feed, capture_output=True,
                          text=True, encoding="utf-8")
     if out.returncode:
         sys.exit(out.stderr)
@@ -266,7 +270,7 @@ def main():
     for i in wrong[:5]:
         a, b = list(expected[i]), got[i]["ids"]
         k = next((k for k in range(min(len(a), len(b))) if a[k] != b[k]), min(len(a), len(b)))
-        print("  line", i, ascii(lines[i])[:300])
+        print("  line", i, "longest run of spaces", max(map(len, re.findall(" +", lines[i])), default=0), ascii(lines[i])[:300])
         print("    first difference at", k, "expected", a[max(0, k - 2):k + 6], "got", b[max(0, k - 2):k + 6])
         print("    expected text", [ascii(t) for t in decode([[x] for x in a[max(0, k - 2):k + 4]])])
     for i in wrong_text[:3]:
