@@ -167,8 +167,8 @@ def assigned(first, last):
     return [chr(c) for c in range(first, last + 1) if unicodedata.category(chr(c)) != "Cn"]
 
 
-def generate(count, seed, specials):
-    """Lines that mix scripts, marks, emoji, digits, white space, contractions and code."""
+def generate(count, seed, specials, longest=12):
+    """Lines of at most `longest` parts that mix scripts, marks, emoji, digits, white space, contractions and code."""
     rng = random.Random(seed)
     blocks = [assigned(*b) for b in [
         (0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F), (0x370, 0x3FF), (0x400, 0x52F), (0x531, 0x556),
@@ -218,7 +218,7 @@ def generate(count, seed, specials):
 
     for _ in range(count):
         parts = []
-        for _ in range(rng.randint(1, 12)):
+        for _ in range(rng.randint(1, longest)):
             parts.append(piece())
             if rng.random() < 0.7:
                 parts.append(rng.choice(spaces) * (rng.randint(1, 20) if rng.random() < 0.1 else 1))
@@ -279,4 +279,5 @@ def main():
     sys.exit(bool(wrong or wrong_text))
 
 
-main()
+if __name__ == "__main__":
+    main()
