@@ -11,3 +11,8 @@ if(LAMINA_SANITIZE)
   target_compile_options(lamina_options INTERFACE ${_san} -g1)
   target_link_options(lamina_options INTERFACE ${_san})
 endif()
+if(LAMINA_FUZZ)
+  # Coverage for libFuzzer everywhere; only the fuzz targets link its main program.
+  target_compile_options(lamina_options INTERFACE -fsanitize=fuzzer-no-link)
+  target_link_options(lamina_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
