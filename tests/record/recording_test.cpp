@@ -96,7 +96,9 @@ TEST_P(EveryStoreType, SeveralShards) {
 
 INSTANTIATE_TEST_SUITE_P(Record, EveryStoreType,
                          ::testing::Values(StoreType::f32, StoreType::f16, StoreType::bf16),
-                         [](const auto& which) { return std::string(store_type_name(which.param)); });
+                         [](const auto& which) {
+                           return std::string(store_type_name(which.param));
+                         });
 
 }  // namespace
 }  // namespace lamina
