@@ -133,7 +133,8 @@ void info_model(const std::filesystem::path& path, const InfoOptions& options, O
   const ModelConfig& config = model.config;
   std::optional<Tokenizer> tokenizer;
   if (has_tokenizer(path, gguf ? &*gguf : nullptr)) tokenizer = Tokenizer::load(path);
-  const auto types = count_types(gguf ? gguf->store : open_safetensors(path));
+  const TensorStore opened = gguf ? TensorStore() : open_safetensors(path);
+  const auto types = count_types(gguf ? gguf->store : opened);
   const std::vector<Site> sites = all_sites(config);
 
   if (options.json) {

@@ -18,10 +18,6 @@ std::string display_name(const std::filesystem::path& path) {
   return name.string();
 }
 
-bool has_tokenizer(const std::filesystem::path& path) {
-  return !std::filesystem::is_directory(path) || std::filesystem::exists(path / "tokenizer.json");
-}
-
 }  // namespace
 
 Model::Model() = default;
@@ -38,7 +34,7 @@ Model Model::load(const std::filesystem::path& path) {
   for (const CanonicalTensor& tensor : canonical_tensors(model.config_)) {
     model.parameters_ += static_cast<std::uint64_t>(tensor.rows * tensor.cols);
   }
-  if (has_tokenizer(path)) {
+  if (opened.has_tokenizer) {
     model.tokenizer_ = Tokenizer::load(path);
     if (model.tokenizer_->vocab_size() > model.config_.d_vocab) {
       fail("{}: the tokenizer has ids up to {}, the embedding has only {} rows", path.string(),

@@ -108,7 +108,8 @@ const Slot& Recording::Impl::slot(Site site) const {
       stored += fmt::format(", … ({} sites)", header.sites.size());
       break;
     }
-    stored += (stored.empty() ? "" : ", ") + site_name(have);
+    if (!stored.empty()) stored += ", ";
+    stored += site_name(have);
   }
   fail("{}: site {} was not recorded; it holds {}", path.string(), site_name(site),
        stored.empty() ? "no sites" : stored);
