@@ -22,7 +22,8 @@ Tokenizer make_tokenizer() {
   add("</s>");
   for (int b = 0; b < 256; ++b) add(fmt::format("<0x{:02X}>", b));
   for (char c = 'a'; c <= 'z'; ++c) add(std::string(1, c));
-  for (const char* c : {"▁", "\"", ":", "-", ".", "E", "F", "A", "猫", "犬", "书", "é"}) add(c);
+  for (const char* c : {"▁", "\"", ":", "-", ".", "E", "F", "A", "P", "猫", "犬", "书", "é"})
+    add(c);
   for (const char* c : {"ca", "▁c", "▁ca", "▁cat", "ch", "▁chat", "do", "▁do"}) add(c);
   nlohmann::json file = {
       {"version", "1.0"},
@@ -75,7 +76,7 @@ WordList make_words() {
               {"id": "book", "en": ["book"], "fr": ["livre"], "zh": ["书"]},
               {"id": "summer", "en": ["summer"], "fr": ["été"], "zh": ["夏"]},
               {"id": "piano", "en": ["piano"], "fr": ["PianoForte"], "zh": ["琴"]},
-              {"id": "rock", "en": ["rock"], "fr": ["rocher"], "zh": ["岩"]},
+              {"id": "rock", "en": ["rock"], "fr": ["rockeur"], "zh": ["岩"]},
               {"id": "void", "en": ["void"], "zh": ["空"]}],
     "cloze": [{"id": "book", "en": "A \"___\" is read. Answer: \"book\".",
                "fr": "Un \"___\" se lit. R : \"livre\"."},
@@ -126,8 +127,8 @@ TEST(LatentTask, TranslationPrompts) {
     at = end + 1;
   }
   const std::vector<std::string> possible = {
-      "Fr: \"chien\" - Zh: \"犬\"",      "Fr: \"livre\" - Zh: \"书\"", "Fr: \"été\" - Zh: \"夏\"",
-      "Fr: \"PianoForte\" - Zh: \"琴\"", "Fr: \"rocher\" - Zh: \"岩\""};
+      "Fr: \"chien\" - Zh: \"犬\"", "Fr: \"livre\" - Zh: \"书\"", "Fr: \"été\" - Zh: \"夏\"",
+      "Fr: \"PianoForte\" - Zh: \"琴\"", "Fr: \"rockeur\" - Zh: \"岩\""};
   std::vector<std::string> shots(lines.begin(), lines.end() - 1);
   for (const std::string& shot : shots) {
     EXPECT_NE(std::find(possible.begin(), possible.end(), shot), possible.end()) << shot;
@@ -157,14 +158,14 @@ TEST(LatentTask, DropRules) {
   o.byte_tokens = ByteTokens::nonascii;
   const LatentTask task = make_latent_task(make_words(), t, o);
   // cat–chat share "c" and "▁c"; dog–chien, book–livre and summer–été share nothing;
-  // PianoForte contains piano and rocher contains rock; void has no French.
+  // PianoForte contains piano and rockeur contains rock; void has no French.
   std::vector<std::string> kept;
   for (const LatentItem& item : task.items) kept.push_back(item.prompt.id);
   EXPECT_EQ(kept, (std::vector<std::string>{"dog", "book", "summer"}));
-  EXPECT_EQ(task.dropped, (std::map<std::string, std::int64_t>{
-                              {"word missing in a language of the prompt", 1},
-                              {"word in fr contains the word in en", 2},
-                              {"words in fr and en share a token", 1}}));
+  EXPECT_EQ(task.dropped,
+            (std::map<std::string, std::int64_t>{{"word missing in a language of the prompt", 1},
+                                                 {"word in fr contains the word in en", 2},
+                                                 {"words in fr and en share a token", 1}}));
 
   // Towards the pivot itself neither rule applies.
   o.to = "en";
