@@ -75,6 +75,8 @@ int run(int argc, char** argv) {
   register_merge(app, globals);
   register_generate(app, globals);
   register_tokenize(app, globals);
+  register_lens(app, globals);
+  register_latent(app, globals);
   app.footer("`lamina VERB --help` explains a verb. Documentation: docs/ in the source tree.");
 
   try {
