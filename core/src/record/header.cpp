@@ -141,7 +141,8 @@ std::string run_difference(const RecordingHeader& a, const RecordingHeader& b) {
     std::string out;
     for (Site site : sites) {
       if (out.size() > 160) return out + fmt::format(", … ({} sites)", sites.size());
-      out += (out.empty() ? "" : ", ") + site_name(site);
+      if (!out.empty()) out += ", ";
+      out += site_name(site);
     }
     return out;
   };

@@ -108,7 +108,8 @@ const Slot& Recording::Impl::slot(Site site) const {
       stored += fmt::format(", … ({} sites)", header.sites.size());
       break;
     }
-    stored += (stored.empty() ? "" : ", ") + site_name(have);
+    if (!stored.empty()) stored += ", ";
+    stored += site_name(have);
   }
   fail("{}: site {} was not recorded; it holds {}", path.string(), site_name(site),
        stored.empty() ? "no sites" : stored);
@@ -174,6 +175,7 @@ void Recording::Impl::read_attention(const Slot& slot, std::int64_t prompt, floa
 Recording::Recording() : impl_(std::make_unique<Impl>()) {}
 Recording::~Recording() = default;
 Recording::Recording(Recording&&) noexcept = default;
+Recording& Recording::operator=(Recording&&) noexcept = default;
 
 Recording Recording::open(const std::filesystem::path& path) {
   h5::Lock lock;
@@ -347,12 +349,6 @@ ActivationBlock Recording::read_block(std::span<const Site> sites, std::int64_t 
   }
   block.logits = read_logits(row, rows);
   return block;
-}
-
-const ActivationBlock::Values& ActivationBlock::at(Site site) const {
-  const auto found = sites.find(site_key(site));
-  if (found == sites.end()) fail("site {} is not in this block of activations", site_name(site));
-  return found->second;
 }
 
 }  // namespace lamina

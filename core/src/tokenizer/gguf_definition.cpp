@@ -131,7 +131,8 @@ GgufPreset read_byte_level(const Keys& keys, Definition& out) {
   return preset;
 }
 
-/// SentencePiece's BPE, driven by scores.
+/// SentencePiece's BPE, driven by scores. User-defined pieces are atoms of the text with its spaces
+/// made visible: the longest match wins, and nothing merges across it.
 void read_sentence_piece(const Keys& keys, std::size_t count, Definition& out) {
   constexpr std::string_view kScores = "tokenizer.ggml.scores";
   const std::vector<double> scores = keys.metadata.numbers(kScores);
@@ -158,6 +159,10 @@ void read_sentence_piece(const Keys& keys, std::size_t count, Definition& out) {
   out.options.fuse_unknown = true;
   out.options.unknown = keys.id("tokenizer.ggml.unknown_token_id", count).value_or(-1);
   const bool prefix = keys.metadata.find_boolean("tokenizer.ggml.add_space_prefix").value_or(true);
+  // A prefix goes in front of every section, so then they must be found before it is there.
+  if (!prefix) {
+    for (AddedToken& token : out.added) token.normalized = !token.special;
+  }
   if (prefix) out.normalizer.push_back(Prepend{std::string(kSpaceMark)});
   out.normalizer.push_back(Replace{" ", std::string(kSpaceMark), std::nullopt});
   out.decoder.push_back(Replace{std::string(kSpaceMark), " ", std::nullopt});
