@@ -109,6 +109,7 @@ void write_task(ResultFile& file, const LatentTask& task) {
   file.setting("seed", std::to_string(o.seed));
   file.setting("byte_tokens", std::string(byte_tokens_name(o.byte_tokens)));
   file.setting("forms", std::string(o.all_forms ? "all" : "first"));
+  file.setting("spaced", std::string(o.spaced ? "yes" : "no"));
   file.setting("distinct", std::string(o.distinct ? "all languages" : "target and pivot"));
   file.axis("language", task.languages);
 }

@@ -94,6 +94,18 @@ std::vector<Entry> cloze_entries(const WordList& list, const LatentTaskOptions& 
   return entries;
 }
 
+// A blank on both sides of ASCII punctuation: A "b". → A " b " . with a blank at the end.
+std::string with_blanks(std::string_view text) {
+  std::string out;
+  for (char c : text) {
+    const bool apart = std::string_view("\":.,;?!").find(c) != std::string_view::npos;
+    if (apart && !out.empty() && out.back() != ' ') out += ' ';
+    if (c != ' ' || (!out.empty() && out.back() != ' ')) out += c;
+    if (apart) out += ' ';
+  }
+  return out;
+}
+
 LatentTaskOptions with_defaults(LatentTaskOptions o) {
   if (o.kind == LatentKind::repetition) o.from = o.to;
   if (o.shots < 0) o.shots = o.kind == LatentKind::cloze ? 2 : 4;
@@ -184,6 +196,12 @@ LatentTask make_latent_task(const WordList& list, const Tokenizer& tokenizer,
   std::vector<Entry> entries = cloze ? cloze_entries(list, o) : word_entries(list, o);
   if (entries.empty()) {
     fail("{}: no \"{}\" entries, which this task needs", list.source, cloze ? "cloze" : "words");
+  }
+
+  for (Entry& entry : entries) {
+    if (!o.spaced) break;
+    entry.query = with_blanks(entry.query);
+    entry.shot = with_blanks(entry.shot);
   }
 
   // What may appear in a prompt at all, as a query or as a shot.

@@ -97,7 +97,8 @@ struct FakeRun {
     b.prompts = std::span(prompts).subspan(static_cast<std::size_t>(first),
                                            static_cast<std::size_t>(count));
     std::uint64_t token = 0;
-    for (std::int64_t i = 0; i < first; ++i) token += prompts[static_cast<std::size_t>(i)].ids.size();
+    for (std::int64_t i = 0; i < first; ++i)
+      token += prompts[static_cast<std::size_t>(i)].ids.size();
     for (const Prompt& p : b.prompts) b.batch.add(p.ids);
     const auto tokens = static_cast<std::uint64_t>(b.batch.tokens());
     for (Site site : header.sites) {
@@ -129,7 +130,8 @@ struct FakeRun {
     for (std::uint64_t t = 0; t < tokens && header.topk > 0; ++t) {
       for (std::int64_t k = 0; k < header.topk; ++k) {
         b.logits.topk_ids.push_back(static_cast<std::int32_t>((token + t) * 31 % 997 + k));
-        b.logits.topk_logprobs.push_back(-fake_value((token + t) * 8 + static_cast<std::uint64_t>(k)));
+        b.logits.topk_logprobs.push_back(
+            -fake_value((token + t) * 8 + static_cast<std::uint64_t>(k)));
       }
       b.logits.target_logprob.push_back(
           (token + t) % 3 == 0 ? std::numeric_limits<float>::quiet_NaN() : fake_value(token + t));
@@ -145,11 +147,13 @@ struct FakeRun {
     }
   }
 
-  void record(const fs::path& path, const WriterOptions& options = {}, std::int64_t step = 2) const {
+  void record(const fs::path& path, const WriterOptions& options = {},
+              std::int64_t step = 2) const {
     RecordingWriter writer(path, header, prompts, options);
-    append(writer,
-           options.last_prompt < 0 ? static_cast<std::int64_t>(prompts.size()) : options.last_prompt,
-           step);
+    append(
+        writer,
+        options.last_prompt < 0 ? static_cast<std::int64_t>(prompts.size()) : options.last_prompt,
+        step);
     writer.finish();
   }
 };

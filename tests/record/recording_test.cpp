@@ -1,64 +1,16 @@
 #include "lamina/core/recording.h"
 
-#include <gtest/gtest.h>
-
-#include "fake_run.h"
-#include "lamina/core/dtype.h"
+#include "expect_run.h"
 
 namespace lamina {
 namespace {
 
 using testing::error_of;
+using testing::expect_equal;
 using testing::FakeRun;
+using ::testing::HasSubstr;
 using testing::same_bits;
 using testing::TempFolder;
-
-float as_stored(StoreType store, float value) {
-  switch (store) {
-    case StoreType::f16:
-      return f16_to_f32(f32_to_f16(value));
-    case StoreType::bf16:
-      return bf16_to_f32(f32_to_bf16(value));
-    default:
-      return value;
-  }
-}
-
-// Everything that the run's blocks hold is what the recording gives back.
-void expect_equal(const FakeRun& run, const Recording& recording, std::int64_t first = 0,
-                  std::int64_t last = -1) {
-  if (last < 0) last = static_cast<std::int64_t>(run.prompts.size());
-  ASSERT_EQ(recording.prompts().size(), static_cast<std::size_t>(last - first));
-  for (std::int64_t i = first; i < last; ++i) {
-    const Prompt& a = run.prompts[static_cast<std::size_t>(i)];
-    const Prompt& b = recording.prompts()[static_cast<std::size_t>(i - first)];
-    EXPECT_EQ(a.id, b.id);
-    EXPECT_EQ(a.text, b.text);
-    EXPECT_EQ(a.ids, b.ids);
-    EXPECT_EQ(a.given, b.given);
-    EXPECT_EQ(a.target, b.target);
-    EXPECT_EQ(a.labels, b.labels);
-  }
-  EXPECT_EQ(recording.sites(), run.header.sites);
-  for (std::int64_t step : {last - first, std::int64_t{1}}) {
-    for (std::int64_t p = first; p < last; p += step) {
-      const ActivationBlock want = run.block(p, step);
-      const ActivationBlock got = recording.read_block(run.header.sites, p - first, step);
-      EXPECT_EQ(got.first_prompt, p);
-      EXPECT_EQ(got.batch.ids, want.batch.ids);
-      EXPECT_EQ(got.batch.offsets, want.batch.offsets);
-      for (Site site : run.header.sites) {
-        std::vector<float> expected = want.at(site).values;
-        for (float& value : expected) value = as_stored(run.header.store, value);
-        EXPECT_TRUE(same_bits(got.at(site).values, expected)) << site_name(site) << " " << p;
-        EXPECT_EQ(got.at(site).offsets, want.at(site).offsets) << site_name(site);
-      }
-      EXPECT_EQ(got.logits.topk_ids, want.logits.topk_ids);
-      EXPECT_TRUE(same_bits(got.logits.topk_logprobs, want.logits.topk_logprobs));
-      EXPECT_TRUE(same_bits(got.logits.target_logprob, want.logits.target_logprob));
-    }
-  }
-}
 
 class EveryStoreType : public ::testing::TestWithParam<StoreType> {};
 
@@ -96,7 +48,232 @@ TEST_P(EveryStoreType, SeveralShards) {
 
 INSTANTIATE_TEST_SUITE_P(Record, EveryStoreType,
                          ::testing::Values(StoreType::f32, StoreType::f16, StoreType::bf16),
-                         [](const auto& which) { return std::string(store_type_name(which.param)); });
+                         [](const auto& which) {
+                           return std::string(store_type_name(which.param));
+                         });
+
+TEST(Recording, RowsAcrossShardsInOneRead) {
+  FakeRun run;
+  TempFolder folder;
+  WriterOptions options;
+  options.shard_bytes = 1;  // one prompt a shard
+  run.record(folder / "run.h5", options, 6);
+  const Recording recording = Recording::open(folder / "run.h5");
+  const Site site{SiteKind::z, 1};
+  const std::vector<float> all = run.block(0, 6).at(site).values;
+  for (std::int64_t first = 0; first <= 20; ++first) {
+    for (std::int64_t count = 0; first + count <= 20; ++count) {
+      std::vector<float> rows(static_cast<std::size_t>(count * 12));
+      recording.read_rows(site, first, count, rows);
+      EXPECT_TRUE(same_bits(rows, {all.begin() + first * 12, all.begin() + (first + count) * 12}));
+    }
+  }
+  std::vector<float> rows(12);
+  EXPECT_THAT(error_of([&] { recording.read_rows(site, 20, 1, rows); }),
+              HasSubstr("1 token rows from 20 asked for, it has 20"));
+  EXPECT_THAT(error_of([&] { recording.read_rows(site, 0, 2, rows); }),
+              HasSubstr("room for 24 values expected, found 12"));
+  EXPECT_THAT(error_of([&] {
+                recording.read_attention({SiteKind::pattern, 0}, 6);
+              }),
+              HasSubstr("prompt 6 asked for, it has 6"));
+  EXPECT_THAT(error_of([&] { recording.read_attention(site, 0); }), HasSubstr("has token rows"));
+}
+
+TEST(Recording, WithoutLogitsLabelsTargets) {
+  FakeRun run({4, 2});
+  run.header.topk = 0;
+  run.header.sites = {{SiteKind::pattern, 1}};
+  for (Prompt& p : run.prompts) p.labels.clear(), p.target.reset(), p.text.clear();
+  TempFolder folder;
+  run.record(folder / "run.h5");
+  const Recording recording = Recording::open(folder / "run.h5");
+  expect_equal(run, recording);
+  EXPECT_THAT(error_of([&] {
+                recording.read_block(std::vector<Site>{{SiteKind::z, 0}}, 0, 1);
+              }),
+              HasSubstr("site blocks.0.attn.hook_z was not recorded; it holds "
+                        "blocks.1.attn.hook_pattern"));
+}
+
+TEST(Recording, OnlyLogits) {
+  FakeRun run({4, 2});
+  run.header.sites.clear();
+  TempFolder folder;
+  run.record(folder / "run.h5");
+  expect_equal(run, Recording::open(folder / "run.h5"));
+}
+
+TEST(Recording, LargeBlocksPassThroughASmallQueue) {
+  FakeRun run(std::vector<std::int64_t>(40, 30));
+  run.header.store = StoreType::bf16;
+  TempFolder folder;
+  WriterOptions options;
+  options.queue_bytes = 5000;  // less than one site's block
+  run.record(folder / "run.h5", options, 20);
+  expect_equal(run, Recording::open(folder / "run.h5"));
+}
+
+TEST(Recording, RangeOfARun) {
+  FakeRun run;
+  TempFolder folder;
+  WriterOptions options;
+  options.first_prompt = 2;
+  options.last_prompt = 5;
+  run.record(folder / "run.h5", options);
+  const Recording recording = Recording::open(folder / "run.h5");
+  EXPECT_EQ(recording.header().shard_first_prompt, 2);
+  EXPECT_EQ(recording.header().total_prompts, 6);
+  expect_equal(run, recording, 2, 5);
+}
+
+TEST(Recording, HalfPrecisionRefusesOverflow) {
+  FakeRun run;
+  run.header.store = StoreType::f16;
+  TempFolder folder;
+  RecordingWriter writer(folder / "run.h5", run.header, run.prompts);
+  ActivationBlock block = run.block(0, 6);
+  const Site site{SiteKind::q, 1};
+  auto& values = block.sites.at(ActivationBlock::site_key(site)).values;
+  // Prompts have 3, 1, 5 … tokens: token row 5 is token 1 of prompt 2.
+  values[5 * 12 + 7] = 65519.996f;  // still rounds to 65504
+  values[5 * 12 + 8] = -65520.0f;
+  EXPECT_THAT(error_of([&] { writer.append(block); }),
+              HasSubstr("site blocks.1.attn.hook_q, prompt 2 ('p2'), token 1: value -65520 is "
+                        "beyond f16's ±65504"));
+}
+
+TEST(Recording, HalfPrecisionKeepsInfinities) {
+  FakeRun run;
+  run.header.store = StoreType::f16;
+  TempFolder folder;
+  run.record(folder / "run.h5");  // the scores hold −∞
+  const std::vector<float> scores =
+      Recording::open(folder / "run.h5").read_attention({SiteKind::attn_scores, 0}, 0);
+  EXPECT_EQ(scores[1], -std::numeric_limits<float>::infinity());
+  EXPECT_TRUE(std::isfinite(scores[0]));
+}
+
+TEST(RecordingWriter, RefusesBlocksThatDoNotFit) {
+  FakeRun run;
+  TempFolder folder;
+  RecordingWriter writer(folder / "run.h5", run.header, run.prompts);
+  EXPECT_THAT(error_of([&] { writer.append(run.block(1, 2)); }),
+              HasSubstr("prompt 0 must come next, the block begins with 1"));
+  ActivationBlock block = run.block(0, 2);
+  block.batch.ids[1] ^= 1;
+  EXPECT_THAT(error_of([&] { writer.append(block); }),
+              HasSubstr("prompt 0 of the block has other tokens"));
+  block = run.block(0, 2);
+  block.sites.at(ActivationBlock::site_key({SiteKind::z, 0})).values.pop_back();
+  EXPECT_THAT(
+      error_of([&] { writer.append(block); }),
+      HasSubstr("blocks.0.attn.hook_z: 48 values expected in a block of 4 tokens, found 47"));
+  block = run.block(0, 2);
+  block.sites.at(ActivationBlock::site_key({SiteKind::pattern, 0})).offsets[1] = 1;
+  EXPECT_THAT(error_of([&] { writer.append(block); }), HasSubstr("offset 1 is 1, 36 expected"));
+  block = run.block(0, 2);
+  block.sites.erase(ActivationBlock::site_key({SiteKind::z, 0}));
+  EXPECT_THAT(error_of([&] { writer.append(block); }), HasSubstr("blocks.0.attn.hook_z"));
+  block = run.block(0, 2);
+  block.logits.k = 2;
+  EXPECT_THAT(error_of([&] { writer.append(block); }),
+              HasSubstr("logit summary of 3 entries expected, found 2"));
+  EXPECT_THAT(error_of([&] { writer.finish(); }),
+              HasSubstr("prompt 0 must come next, the recording ends at 6"));
+  run.append(writer, 6, 3);  // and none of this has spoilt the recording
+  writer.finish();
+  expect_equal(run, Recording::open(folder / "run.h5"));
+}
+
+TEST(RecordingWriter, RefusesRequestsThatCannotWork) {
+  TempFolder folder;
+  const auto refused = [&](auto change) {
+    FakeRun run;
+    WriterOptions options;
+    change(run, options);
+    return error_of([&] { RecordingWriter(folder / "run.h5", run.header, run.prompts, options); });
+  };
+  EXPECT_THAT(refused([](FakeRun& run, auto&) { run.prompts.clear(); }),
+              HasSubstr("at least one prompt"));
+  EXPECT_THAT(refused([](FakeRun& run, auto&) { run.prompts[3].ids.clear(); }),
+              HasSubstr("prompt 3 ('p3') has no tokens"));
+  EXPECT_THAT(refused([](FakeRun& run, auto&) { run.prompts[1].given = 2; }),
+              HasSubstr("has 1 tokens, of which 2 are said to be given"));
+  EXPECT_THAT(refused([](FakeRun& run, auto&) {
+                run.header.sites.push_back({SiteKind::z, 0});
+              }),
+              HasSubstr("site blocks.0.attn.hook_z was asked for twice"));
+  EXPECT_THAT(refused([](auto&, WriterOptions& o) { o.first_prompt = 6; }),
+              HasSubstr("prompts 6 to 6 asked for, the run has 6"));
+  EXPECT_THAT(refused([](auto&, WriterOptions& o) { o.last_prompt = 7; }),
+              HasSubstr("prompts 0 to 7 asked for, the run has 6"));
+  EXPECT_THAT(refused([](FakeRun& run, auto&) { run.prompts[0].text = std::string("a\0b", 3); }),
+              HasSubstr("zero byte"));
+  FakeRun run;
+  EXPECT_THAT(
+      error_of([&] { RecordingWriter(folder / "no folder/run.h5", run.header, run.prompts); }),
+      HasSubstr("No such file or directory"));
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+}
+
+TEST(RecordingWriter, NeverOverwrites) {
+  FakeRun run;
+  TempFolder folder;
+  run.record(folder / "run.h5");
+  EXPECT_THAT(error_of([&] { RecordingWriter(folder / "run.h5", run.header, run.prompts); }),
+              HasSubstr("run.h5: the file exists; a recording never overwrites one"));
+  remove_recording(folder / "run.h5");
+  { RecordingWriter abandoned(folder / "run.h5", run.header, run.prompts); }
+  EXPECT_THAT(error_of([&] { RecordingWriter(folder / "run.h5", run.header, run.prompts); }),
+              HasSubstr("an interrupted recording is there"));
+  EXPECT_THAT(error_of([&] { Recording::open(folder / "run.h5"); }),
+              HasSubstr("an interrupted recording is there"));
+  remove_recording(folder / "run.h5");
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+  run.record(folder / "run.h5");
+}
+
+TEST(RecordingWriter, OneProcessAtATime) {
+  FakeRun run;
+  TempFolder folder;
+  RecordingWriter first(folder / "run.h5", run.header, run.prompts);
+  WriterOptions options;
+  options.resume = true;
+  EXPECT_THAT(
+      error_of([&] { RecordingWriter(folder / "run.h5", run.header, run.prompts, options); }),
+      HasSubstr("another process is writing this recording"));
+  EXPECT_THAT(error_of([&] { remove_recording(folder / "run.h5"); }),
+              HasSubstr("another process is writing this recording"));
+  EXPECT_THAT(
+      error_of([&] { Recording::open(folder / "run.h5.part"); }),
+      ::testing::AnyOf(HasSubstr("another program has it open"), HasSubstr("not complete")));
+  run.append(first, 6, 2);
+  first.finish();
+  expect_equal(run, Recording::open(folder / "run.h5"));
+}
+
+TEST(StoreType, Names) {
+  for (StoreType type : {StoreType::f32, StoreType::f16, StoreType::bf16}) {
+    EXPECT_EQ(parse_store_type(store_type_name(type)), type);
+  }
+  EXPECT_THAT(error_of([] { parse_store_type("f64"); }),
+              HasSubstr("store type 'f64' is not one of f32, f16, bf16"));
+}
+
+// For open_with_xarray.py: writes sample files into the folder it names.
+TEST(Sample, Write) {
+  const char* folder = std::getenv("LAMINA_RECORD_SAMPLE");
+  if (folder == nullptr) GTEST_SKIP() << "only for open_with_xarray.py";
+  for (StoreType store : {StoreType::f32, StoreType::f16, StoreType::bf16}) {
+    FakeRun run;
+    run.header.store = store;
+    run.record(std::filesystem::path(folder) / fmt::format("{}.h5", store_type_name(store)));
+  }
+  WriterOptions options;
+  options.shard_bytes = 4000;
+  FakeRun().record(std::filesystem::path(folder) / "sharded.h5", options);
+}
 
 }  // namespace
 }  // namespace lamina

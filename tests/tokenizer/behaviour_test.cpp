@@ -99,7 +99,9 @@ TEST(Tokenizer, FindsPieces) {
     int found = 0;
     for (std::int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
       const auto piece = tokenizer.find_piece(tokenizer.piece(id));
-      if (piece) EXPECT_EQ(tokenizer.piece(*piece), tokenizer.piece(id));
+      if (piece) {
+        EXPECT_EQ(tokenizer.piece(*piece), tokenizer.piece(id));
+      }
       found += piece == id;
     }
     EXPECT_GT(found, 300) << kind;

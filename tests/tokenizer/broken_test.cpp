@@ -140,7 +140,7 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"TemplateText", with(kModel, R"(, "post_processor": {"type": "TemplateProcessing",
                  "single": [], "special_tokens": {}})"),
                "t.json: the template of the post-processor lacks the sequence"}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& test) { return std::string(test.param.name); });
 
 using Values = std::map<std::string, GgufValue, std::less<>>;
 

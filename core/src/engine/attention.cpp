@@ -96,8 +96,9 @@ void dot_products(const KernelTable& t, const Task& task, float* scores, float* 
           visible(a, task.query(end - 1)).end <= key) {
         continue;
       }
-      t.tile(static_cast<int>(end - begin), packed + begin * depth, panel, kPanel, a.d_head,
-             scores + begin * width + (key - keys.begin), width, nullptr, false);
+      t.tile(static_cast<int>(end - begin),
+             {packed + begin * depth, panel, kPanel, a.d_head,
+              scores + begin * width + (key - keys.begin), width, nullptr, false, panel, 0});
     }
   }
 }
@@ -147,8 +148,9 @@ void weighted_values(const KernelTable& t, const Task& task, Pattern pattern,
         p = packed_pattern;
       }
       for (std::int64_t column = 0; column < z_width; column += kPanel) {
-        t.tile(height, p, v + (r.begin - chunk) * ldv + column, ldv, r.end - r.begin,
-               z + row * z_width + column, z_width, nullptr, true);
+        const float* b = v + (r.begin - chunk) * ldv + column;
+        t.tile(height, {p, b, ldv, r.end - r.begin, z + row * z_width + column, z_width, nullptr,
+                        true, b, 0});
       }
     };
     const std::int64_t tiles = (rows + t.tile_rows - 1) / t.tile_rows;

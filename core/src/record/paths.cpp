@@ -18,6 +18,26 @@ fs::path shard_path(const fs::path& path, std::size_t number) {
   return fs::path(fmt::format("{}.shard-{:04}.h5", stem.string(), number));
 }
 
+std::vector<fs::path> recording_files(const fs::path& path) {
+  std::vector<fs::path> found;
+  const auto take = [&](const fs::path& file) {
+    if (fs::exists(fs::symlink_status(file))) found.push_back(file);
+  };
+  const auto take_all = [&](const fs::path& name) {
+    take(name);
+    for (const char* suffix : {".part", ".part.new", ".part.damaged"}) {
+      take(fs::path(name.string() + suffix));
+    }
+  };
+  take_all(path);
+  take(fs::path(path.string() + ".index.part"));
+  for (std::size_t number = 1;; ++number) {
+    const std::size_t before = found.size();
+    take_all(shard_path(path, number));
+    if (found.size() == before) return found;
+  }
+}
+
 void rename_durably(const fs::path& from, const fs::path& to) {
   if (std::rename(from.c_str(), to.c_str()) != 0) {
     fail("{}: cannot rename it to {}: {}", from.string(), to.string(), std::strerror(errno));

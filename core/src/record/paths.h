@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 namespace lamina::record {
 
@@ -21,6 +22,9 @@ inline fs::path lock_path(const fs::path& path) {
 
 /// run.h5 → run.shard-0001.h5; numbers start at 1.
 fs::path shard_path(const fs::path& path, std::size_t number);
+
+/// Every file there is of a recording called `path`: itself, shards, and what a crash leaves.
+std::vector<fs::path> recording_files(const fs::path& path);
 
 /// rename() and fsync of the folder; Error with the system's reason.
 void rename_durably(const fs::path& from, const fs::path& to);

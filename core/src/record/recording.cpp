@@ -175,6 +175,7 @@ void Recording::Impl::read_attention(const Slot& slot, std::int64_t prompt, floa
 Recording::Recording() : impl_(std::make_unique<Impl>()) {}
 Recording::~Recording() = default;
 Recording::Recording(Recording&&) noexcept = default;
+Recording& Recording::operator=(Recording&&) noexcept = default;
 
 Recording Recording::open(const std::filesystem::path& path) {
   h5::Lock lock;

@@ -5,8 +5,6 @@
 namespace lamina::record {
 namespace {
 
-// How much a crash may cost: what was written since the last flush.
-constexpr std::uint64_t kFlushBytes = 64 << 20;
 constexpr auto kFlushTime = std::chrono::seconds(2);
 
 std::vector<std::int64_t> offsets_of(std::span<const Prompt> prompts) {
@@ -71,10 +69,10 @@ void ShardWriter::write(std::size_t slot, std::uint64_t first, std::uint64_t cou
   pending_bytes_ += count * h5::type_size(types_[slot]);
 }
 
-void ShardWriter::written(std::int64_t prompts, bool flush_now) {
+void ShardWriter::written(std::int64_t prompts, std::uint64_t flush_bytes) {
   const auto now = std::chrono::steady_clock::now();
   if (prompts == committed_) return;
-  if (!flush_now && pending_bytes_ < kFlushBytes && now - last_flush_ < kFlushTime) return;
+  if (pending_bytes_ < flush_bytes && now - last_flush_ < kFlushTime) return;
   h5::flush(file_);
   // Only now that the values are on the disk may the file say so. The attribute itself needs no
   // fsync: lost in a power cut, it costs some prompts, never their truth.
@@ -87,7 +85,7 @@ void ShardWriter::written(std::int64_t prompts, bool flush_now) {
 }
 
 void ShardWriter::finish() {
-  written(range_.last - range_.first, true);
+  written(range_.last - range_.first, 0);
   rows_.clear();
   h5::update_attribute(file_, "complete", 1);
   h5::flush(file_);

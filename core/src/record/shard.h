@@ -36,8 +36,8 @@ class ShardWriter {
   /// Rows first … first + count − 1 of a slot (elements for attention slots), in stored form.
   void write(std::size_t slot, std::uint64_t first, std::uint64_t count, const std::byte* values);
   /// The file's first `prompts` prompts are written. Flushes them to the disk and says so in the
-  /// file, unless the last time was a moment and a few bytes ago.
-  void written(std::int64_t prompts, bool flush_now);
+  /// file, unless the last time was a moment and fewer than `flush_bytes` ago.
+  void written(std::int64_t prompts, std::uint64_t flush_bytes);
   /// Everything is written: complete = 1, and the final name.
   void finish();
 

@@ -290,7 +290,7 @@ void RecordingWriter::Impl::do_job(Job& job) {
   if (whole) {
     close_open_shard();
   } else {
-    open->written(job.prompts, false);
+    open->written(job.prompts, options.flush_bytes);
   }
 }
 
@@ -321,7 +321,7 @@ void RecordingWriter::Impl::serve() {
   }
   if (open && !failure && noted > 0) {
     try {
-      open->written(noted, true);
+      open->written(noted, 0);
     } catch (...) {
       failure = std::current_exception();
     }
@@ -550,6 +550,11 @@ void RecordingWriter::Impl::finish() {
   rethrow();
   if (!single) write_manifest();
   finished = true;
+}
+
+void remove_recording(const std::filesystem::path& path) {
+  const record::FileLock lock(path);
+  for (const fs::path& file : record::recording_files(path)) fs::remove(file);
 }
 
 RecordingWriter::RecordingWriter(const std::filesystem::path& path, const RecordingHeader& header,

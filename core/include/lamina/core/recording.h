@@ -39,7 +39,8 @@ struct RecordingHeader {
 };
 
 struct WriterOptions {
-  std::uint64_t shard_bytes = std::uint64_t{4} << 30;  // a new shard begins when one is this large
+  std::uint64_t shard_bytes = std::uint64_t{4} << 30;   // a new shard begins when one is this large
+  std::uint64_t flush_bytes = std::uint64_t{64} << 20;  // put on the disk this often, or every 2 s
   bool resume = false;  // continue an interrupted run with the same header
   std::size_t queue_bytes = std::size_t{256} << 20;  // bound of the writer thread's queue
   std::int64_t first_prompt = 0, last_prompt = -1;   // range of this run (--shard i/n); −1 = all
@@ -70,6 +71,10 @@ class RecordingWriter {
   std::unique_ptr<Impl> impl_;
 };
 
+/// Deletes a recording, finished or interrupted: NAME, its shards, and what a crash left of them.
+/// Fails if another process is writing it.
+void remove_recording(const std::filesystem::path& path);
+
 /// A recording opened for reading: one file, an index of shards, or several shard files.
 /// Opening checks format, version, completeness, shapes, offsets, and that every shard is there.
 class Recording {
@@ -77,6 +82,7 @@ class Recording {
   static Recording open(const std::filesystem::path& path);
   ~Recording();
   Recording(Recording&&) noexcept;
+  Recording& operator=(Recording&&) noexcept;
 
   const std::filesystem::path& path() const;
   const RecordingHeader& header() const;

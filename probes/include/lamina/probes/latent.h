@@ -31,7 +31,9 @@ struct LatentTaskOptions {
   std::uint64_t seed = 0;              // which words are the shots
   ByteTokens byte_tokens = ByteTokens::nonascii;
   bool all_forms = false;  // [ours] count every form of a word, not only the first
-  bool distinct = false;   // [ours] also drop items where any two scored languages share a token
+  /// [ours] A blank on both sides of punctuation, for tokenizers that split at blanks only.
+  bool spaced = false;
+  bool distinct = false;  // [ours] also drop items where any two scored languages share a token
 };
 
 /// The vocabulary entries that begin `word`: every character prefix, with and without a leading
