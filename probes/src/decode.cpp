@@ -91,6 +91,11 @@ std::int32_t expected_next(const Prompt& prompt, std::int64_t position) {
 }
 
 void check_lens_sites(std::span<const Site> sites, const ModelConfig& config) {
+  if (config.norm_place == NormPlace::post) {
+    fail_usage(
+        "lens: this model normalises after every addition, so that none of its residual "
+        "sites is what it unembeds");
+  }
   const std::vector<Site> valid = all_sites(config);
   for (Site site : sites) {
     if (std::find(valid.begin(), valid.end(), site) == valid.end()) {

@@ -210,8 +210,9 @@ TEST(Lens, RefusesWhatCannotBe) {
     lens.observe(block);
     FAIL() << "NaN was read";
   } catch (const Error& e) {
-    EXPECT_EQ(std::string(e.what()),
-              "prompt \"first\", position 3: the logits at blocks.1.hook_resid_post are not finite");
+    EXPECT_EQ(
+        std::string(e.what()),
+        "prompt \"first\", position 3: the logits at blocks.1.hook_resid_post are not finite");
   }
   m.prompts[0].target = 53;
   LogitLens outside(m.config, m.readout);

@@ -18,9 +18,11 @@ SETS = [[[3, 17, 40], [5]], [[0, 1, 52], [8, 9]]]   # [prompt][language]: token 
 
 torch.manual_seed(20240611)
 f64 = torch.float64
-resid = torch.randn(S, T, D) * torch.tensor([0.7, 1.5, 3.0, 4.0])[:, None, None]
+resid = torch.randn(S, T, D) * torch.tensor([1.5, 1.2, 0.8, 0.4])[:, None, None]
+resid[1, 5] = 0                        # a token that the first block leaves alone
+resid[1:, 8] *= 0.1                    # and one that hardly changes: its embedding is the exit
 for s in range(1, S):                  # a stream: every block adds to the one before
-    resid[s] = resid[s - 1] * 0.8 + resid[s]
+    resid[s] += resid[s - 1]
 gamma = 1 + 0.3 * torch.randn(D)
 unembed = torch.randn(V, D) * 1.3
 unembed[11] = 0                        # an unused vocabulary row, as padded models have
@@ -33,6 +35,10 @@ def decode(x):
     x = x.to(f64)
     normed = x / torch.sqrt((x * x).mean(-1, keepdim=True) + EPS) * gamma.to(f64)
     return CAP * torch.tanh(normed @ unembed.to(f64).T / CAP)
+
+
+for t in (0, 2, 4):                    # some tokens that the model predicts
+    ids[t + 1] = decode(resid[-1, t]).argmax()
 
 
 def lens(stream, tag, out):

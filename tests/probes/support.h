@@ -17,8 +17,8 @@ namespace lamina::testing {
 
 /// One tensor of lens.safetensors (make_goldens.py).
 inline std::vector<float> golden(const std::string& name) {
-  static const TensorStore store = open_safetensors(std::filesystem::path(LAMINA_SOURCE_DIR) /
-                                                    "tests/probes/lens.safetensors");
+  static const TensorStore store =
+      open_safetensors(std::filesystem::path(LAMINA_SOURCE_DIR) / "tests/probes/lens.safetensors");
   const TensorInfo* tensor = store.find(name);
   if (!tensor) throw Error("no golden " + name);
   std::vector<float> values(tensor->elements());
