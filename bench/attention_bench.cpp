@@ -1,9 +1,10 @@
 // Attention of one layer beside that layer's weight products, and the elementwise kernels.
-// attention_bench [avx512|avx2|generic]
+// attention_bench [avx512|avx2|generic|"" [threads]]
 
 #include <fmt/core.h>
 
 #include <cstdint>
+#include <cstdlib>
 
 #include "engine/kernels.h"
 #include "engine/simd/table.h"
@@ -69,6 +70,7 @@ void per_value(const char* name, std::int64_t n, Function f) {
 
 int main(int argc, char** argv) {
   if (argc > 1) kernels::select_isa(argv[1]);
+  if (argc > 2) omp_set_num_threads(std::atoi(argv[2]));
   fmt::print("instruction set {}, {} threads\n", kernels::isa(), omp_get_max_threads());
   attention_rows({"SmolLM2-135M", 576, 9, 3, 64, 1536});
   attention_rows({"gemma-3-270m", 640, 4, 1, 256, 2048});

@@ -82,31 +82,44 @@ int main() {
   fmt::print("oneDNN {}.{}.{}, ours: {}, {} threads\n", version->major, version->minor,
              version->patch, kernels::isa(), most);
   const std::int64_t all_rows = 256;
-  const std::int64_t shapes[][2] = {{576, 576},  {576, 1536}, {1536, 576},
-                                    {640, 2048}, {100, 70},   {576, 49152}};
+  const std::int64_t shapes[][2] = {{576, 576}, {576, 1536}, {1536, 576}, {640, 2048},
+                                    {100, 70},  {8192, 640}, {576, 49152}};
   for (const auto& shape : shapes) {
     const std::int64_t n_in = shape[0], n_out = shape[1];
     const auto w = bench::random_floats(n_in * n_out, 1);
     const auto x = bench::random_floats(all_rows * n_in, 2);
     kernels::PackedMatrix packed(n_out, n_in);
     packed.set_rows(0, n_out, w.data());
-    fmt::print("\n{} → {}\n{:>5} {:>26} {:>26} {:>30}\n", n_in, n_out, "rows",
-               "inner product ≠ 256 / thr", "matmul ≠ 256 / thr", "µs inner / matmul / ours");
+    std::vector<float> ours(all_rows * n_out);
+    kernels::multiply(x.data(), n_in, all_rows, packed, nullptr, ours.data(), n_out);
     std::vector<float> reference[2];
+    dnnl::memory::desc layout[2];
+    fmt::print("\n{} → {}: ", n_in, n_out);
     for (int kind : {0, 1}) {
       reference[kind].resize(all_rows * n_out);
-      OneDnn(all_rows, n_in, n_out, w, kind == 0).run(x.data(), reference[kind].data());
+      OneDnn product(all_rows, n_in, n_out, w, kind == 0);
+      product.run(x.data(), reference[kind].data());
+      layout[kind] = product.weights();
+      fmt::print("{} rows of {} differ from ours in {}{}",
+                 different_rows(reference[kind], ours, all_rows, n_out), all_rows,
+                 kind == 0 ? "inner product" : "matmul", kind == 0 ? ", " : "\n");
     }
+    fmt::print(
+        "{:>5}   rows that differ: from the batch of {} / between thread counts; weights in "
+        "another layout\n",
+        "rows", all_rows);
     for (std::int64_t rows : {1, 2, 3, 5, 8, 16, 17, 64, 256}) {
       std::size_t batch[2], threads[2];
+      bool other_layout[2];
       double seconds[3];
       for (int kind : {0, 1}) {
         omp_set_num_threads(most);
         OneDnn product(rows, n_in, n_out, w, kind == 0);
+        other_layout[kind] = product.weights() != layout[kind];
         std::vector<float> y(rows * n_out), y1(rows * n_out);
         product.run(x.data(), y.data());
         batch[kind] = different_rows(y, reference[kind], rows, n_out);
-        seconds[kind] = bench::best_seconds([&] { product.run(x.data(), y.data()); }, 0.2);
+        seconds[kind] = bench::best_seconds([&] { product.run(x.data(), y.data()); }, 0.15);
         omp_set_num_threads(1);
         OneDnn(rows, n_in, n_out, w, kind == 0).run(x.data(), y1.data());
         threads[kind] = different_rows(y, y1, rows, n_out);
@@ -114,10 +127,12 @@ int main() {
       omp_set_num_threads(most);
       std::vector<float> y(rows * n_out);
       seconds[2] = bench::best_seconds(
-          [&] { kernels::multiply(x.data(), n_in, rows, packed, nullptr, y.data(), n_out); }, 0.2);
-      fmt::print("{:>5} {:>20} / {:>3} {:>20} / {:>3} {:>11.1f} {:>9.1f} {:>9.1f}\n", rows,
-                 batch[0], threads[0], batch[1], threads[1], seconds[0] * 1e6, seconds[1] * 1e6,
-                 seconds[2] * 1e6);
+          [&] { kernels::multiply(x.data(), n_in, rows, packed, nullptr, y.data(), n_out); }, 0.15);
+      fmt::print(
+          "{:>5}   inner product {} / {}{:<7} matmul {} / {}{:<7} µs: {:.1f}, {:.1f}, ours "
+          "{:.1f}\n",
+          rows, batch[0], threads[0], other_layout[0] ? " layout" : "", batch[1], threads[1],
+          other_layout[1] ? " layout" : "", seconds[0] * 1e6, seconds[1] * 1e6, seconds[2] * 1e6);
     }
   }
 }

@@ -22,7 +22,6 @@ namespace {
 using testing::error_of;
 using testing::expect_equal;
 using testing::FakeRun;
-using ::testing::HasSubstr;
 using testing::TempFolder;
 namespace fs = std::filesystem;
 
@@ -34,8 +33,10 @@ WriterOptions resuming(std::uint64_t shard_bytes = std::uint64_t{1} << 30) {
   return options;
 }
 
+constexpr std::uint64_t kSmall = 30'000;  // shards of a few prompts
+
 TEST(Resume, AfterAnAbandonedWriter) {
-  for (const std::uint64_t shard_bytes : {std::uint64_t{1} << 30, std::uint64_t{4000}}) {
+  for (const std::uint64_t shard_bytes : {std::uint64_t{1} << 30, kSmall}) {
     for (std::int64_t stop = 0; stop <= 6; ++stop) {
       FakeRun run;
       TempFolder folder;
@@ -73,40 +74,41 @@ TEST(Resume, RefusesAnotherRun) {
   };
   for (bool finished : {false, true}) {
     EXPECT_EQ(refused(finished, [](FakeRun&) {}), "");
-    EXPECT_THAT(refused(finished, [](FakeRun& r) { r.header.model_sha256 = "dd"; }),
-                HasSubstr("model_sha256 is '" + std::string(64, 'a') + "' in one and 'dd'"));
-    EXPECT_THAT(refused(finished, [](FakeRun& r) { r.header.prompts_sha256 = "ee"; }),
-                HasSubstr("prompts_sha256 is"));
-    EXPECT_THAT(refused(finished, [](FakeRun& r) { r.header.store = StoreType::bf16; }),
-                HasSubstr("store_dtype is 'f32' in one and 'bf16' in the other"));
-    EXPECT_THAT(refused(finished, [](FakeRun& r) { r.header.topk = 4; }),
-                HasSubstr("topk is '3' in one and '4' in the other"));
-    EXPECT_THAT(refused(finished, [](FakeRun& r) { r.header.sites.pop_back(); }),
-                HasSubstr("[ln_final.hook_normalized] only in one, [] only in the other"));
-    EXPECT_THAT(refused(finished, [](FakeRun& r) { r.header.config.d_model = 16; }),
-                HasSubstr("d_model is '12' in one and '16' in the other"));
+    EXPECT_HAS(refused(finished, [](FakeRun& r) { r.header.model_sha256 = "dd"; }),
+               "model_sha256 is '" + std::string(64, 'a') + "' in one and 'dd'");
+    EXPECT_HAS(refused(finished, [](FakeRun& r) { r.header.prompts_sha256 = "ee"; }),
+               "prompts_sha256 is");
+    EXPECT_HAS(refused(finished, [](FakeRun& r) { r.header.store = StoreType::bf16; }),
+               "store_dtype is 'f32' in one and 'bf16' in the other");
+    EXPECT_HAS(refused(finished, [](FakeRun& r) { r.header.topk = 4; }),
+               "topk is '3' in one and '4' in the other");
+    EXPECT_HAS(refused(finished, [](FakeRun& r) { r.header.sites.pop_back(); }),
+               "[ln_final.hook_normalized] only in one, [] only in the other");
+    EXPECT_HAS(refused(finished, [](FakeRun& r) { r.header.config.d_model = 16; }),
+               "d_model is '12' in one and '16' in the other");
   }
-  EXPECT_THAT(refused(false, [](FakeRun& r) { r.prompts[4].ids[0] ^= 1; }),
-              HasSubstr("prompt 4 ('p4') of the file has another token ids"));
-  EXPECT_THAT(refused(false, [](FakeRun& r) { r.prompts[4].labels["new"] = "x"; }),
-              HasSubstr("another labels"));
+  EXPECT_HAS(refused(false, [](FakeRun& r) { r.prompts[4].ids[0] ^= 1; }),
+             "prompt 4 ('p4') of the file has another token ids");
+  EXPECT_HAS(refused(false, [](FakeRun& r) { r.prompts[4].labels["new"] = "x"; }),
+             "another labels");
 }
 
 TEST(Resume, SetsADamagedOpenShardAside) {
   FakeRun run;
   TempFolder folder;
-  {
-    RecordingWriter writer(folder / "run.h5", run.header, run.prompts, resuming(4000));
-    run.append(writer, 4, 1);
-  }
   fs::path part;
-  for (const auto& entry : fs::directory_iterator(folder.path())) {
-    if (entry.path().extension() == ".part") part = entry.path();
+  std::int64_t stop = 1;
+  for (; part.empty() && stop < 6; ++stop) {  // until the interruption falls inside a shard
+    RecordingWriter writer(folder / "run.h5", run.header, run.prompts, resuming(kSmall));
+    run.append(writer, stop, 1);
+    for (const auto& entry : fs::directory_iterator(folder.path())) {
+      if (entry.path().extension() == ".part") part = entry.path();
+    }
   }
   ASSERT_FALSE(part.empty());
   fs::resize_file(part, fs::file_size(part) / 2);
-  RecordingWriter writer(folder / "run.h5", run.header, run.prompts, resuming(4000));
-  EXPECT_LE(writer.next_prompt(), 4);
+  RecordingWriter writer(folder / "run.h5", run.header, run.prompts, resuming(kSmall));
+  EXPECT_LT(writer.next_prompt(), stop);
   EXPECT_TRUE(fs::exists(part.string() + ".damaged"));
   run.append(writer, 6, 1);
   writer.finish();
@@ -179,7 +181,11 @@ TEST_P(KillLoop, EndsWithTheDataOfAnUninterruptedRun) {
           static_cast<long>(std::uniform_real_distribution<>(0, reach)(random)));
       if (run_child(output, shard_bytes, flush_bytes, delay)) break;
       ++kills;
-      kills_with_data += !fs::is_empty(folder.path());
+      for (const auto& entry : fs::directory_iterator(folder.path())) {
+        if (entry.path().extension() != ".part") continue;
+        const h5::Object part = h5::open_file(entry.path().string(), false);
+        kills_with_data += h5::read_integer_attribute(part, "committed_prompts") > 0;
+      }
       reach *= 1.3;
     }
     ++rounds;
@@ -192,7 +198,9 @@ TEST_P(KillLoop, EndsWithTheDataOfAnUninterruptedRun) {
   RecordProperty("kills", kills);
   RecordProperty("kills_with_data", kills_with_data);
   RecordProperty("rounds", rounds);
-  EXPECT_GE(kills_with_data, 5) << "of " << kills << ": the kills fell outside the writing";
+  if (flush_bytes == 1) {
+    EXPECT_GE(kills_with_data, 2) << "of " << kills << ": the kills fell outside the writing";
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Crash, KillLoop,
@@ -223,8 +231,8 @@ TEST(FullDisk, ShowsBeforeTheRunBegins) {
   TempFolder folder;
   {
     const FileSizeLimit limit(100'000);
-    EXPECT_THAT(error_of([&] { RecordingWriter(folder / "run.h5", run.header, run.prompts); }),
-                HasSubstr("File too large"));
+    EXPECT_HAS(error_of([&] { RecordingWriter(folder / "run.h5", run.header, run.prompts); }),
+               "File too large");
   }
   EXPECT_TRUE(fs::is_empty(folder.path()));
   run.record(folder / "run.h5");
@@ -243,8 +251,8 @@ TEST(FullDisk, InTheMiddleLeavesAResumableState) {
         run.append(writer, kKillPrompts, 1);
         writer.finish();
       });
-      EXPECT_THAT(message, HasSubstr("run.h5.part"));
-      EXPECT_THAT(message, HasSubstr("File too large"));
+      EXPECT_HAS(message, "run.h5.part");
+      EXPECT_HAS(message, "File too large");
       EXPECT_EQ(message.find('\n'), std::string::npos);
       EXPECT_EQ(error_of([&] { writer.finish(); }), error_of([&] { writer.finish(); }));
       EXPECT_NE(error_of([&] { writer.finish(); }), "");

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "fake_run.h"
@@ -18,6 +17,19 @@ inline float as_stored(StoreType store, float value) {
       return value;
   }
 }
+
+/// Whether `part` stands in the message (or in one of the notes).
+inline ::testing::AssertionResult has(const std::string& message, const std::string& part) {
+  if (message.find(part) != std::string::npos) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << "'" << part << "' is not in '" << message << "'";
+}
+inline ::testing::AssertionResult has(const std::vector<std::string>& notes,
+                                      const std::string& part) {
+  std::string all;
+  for (const std::string& note : notes) all += note + "\n";
+  return has(all, part);
+}
+#define EXPECT_HAS(message, part) EXPECT_TRUE(::lamina::testing::has(message, part))
 
 /// Everything that the run's blocks hold is what the recording gives back, bit for bit.
 inline void expect_equal(const FakeRun& run, const Recording& recording, std::int64_t first = 0,

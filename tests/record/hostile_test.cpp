@@ -12,7 +12,6 @@ namespace {
 
 using testing::error_of;
 using testing::FakeRun;
-using ::testing::HasSubstr;
 using testing::TempFolder;
 namespace fs = std::filesystem;
 
@@ -66,7 +65,7 @@ const Case kCases[] = {
      "attribute n_layers is 1099511627776"},
     {"HugeHeads", [](auto& f) { h5::update_attribute(f, "n_heads", 1 << 24); }, "expected"},
     {"FewerLayersThanSites", [](auto& f) { h5::update_attribute(f, "n_layers", 1); },
-     "is no site of a model of 1 layers"},
+     "activations: the group holds 41 entries, at most 29 make sense"},
     {"OtherStoreType",
      [](auto& f) { replace_attribute(f, "store_dtype", std::string_view("f64")); },
      "attribute store_dtype is 'f64', f32, f16 or bf16 expected"},
@@ -210,8 +209,8 @@ TEST_P(Broken, IsRefused) {
     GetParam().spoil(file);
   }
   const std::string message = error_of([&] { Recording::open(path); });
-  EXPECT_THAT(message, HasSubstr(GetParam().message));
-  EXPECT_THAT(message, HasSubstr("run.h5"));
+  EXPECT_HAS(message, GetParam().message);
+  EXPECT_HAS(message, "run.h5");
   EXPECT_EQ(message.find('\n'), std::string::npos);
 }
 
@@ -220,11 +219,10 @@ INSTANTIATE_TEST_SUITE_P(Hostile, Broken, ::testing::ValuesIn(kCases),
 
 TEST(Hostile, NotAFile) {
   TempFolder folder;
-  EXPECT_THAT(error_of([&] { Recording::open(folder / "none.h5"); }), HasSubstr("no such file"));
+  EXPECT_HAS(error_of([&] { Recording::open(folder / "none.h5"); }), "no such file");
   EXPECT_NE(error_of([&] { Recording::open(folder.path()); }), "");
   std::ofstream(folder / "text.h5") << "not HDF5 at all";
-  EXPECT_THAT(error_of([&] { Recording::open(folder / "text.h5"); }),
-              HasSubstr("cannot open it as HDF5"));
+  EXPECT_HAS(error_of([&] { Recording::open(folder / "text.h5"); }), "cannot open it as HDF5");
   std::ofstream(folder / "empty.h5");
   EXPECT_NE(error_of([&] { Recording::open(folder / "empty.h5"); }), "");
 }
@@ -259,7 +257,7 @@ class Sharded : public ::testing::Test {
 TEST_F(Sharded, MissingShardIsNamed) {
   EXPECT_EQ(refusal(), "");
   fs::remove(folder_ / "run.shard-0002.h5");
-  EXPECT_THAT(refusal(), HasSubstr("run.shard-0002.h5 is missing"));
+  EXPECT_HAS(refusal(), "run.shard-0002.h5 is missing");
 }
 
 TEST_F(Sharded, ShardOfAnotherRun) {
@@ -269,20 +267,22 @@ TEST_F(Sharded, ShardOfAnotherRun) {
   options.shard_bytes = 4000;
   other.record(folder_ / "other.h5", options);
   fs::rename(folder_ / "other.shard-0002.h5", folder_ / "run.shard-0002.h5");
-  EXPECT_THAT(refusal(), HasSubstr("run.shard-0002.h5: the shard is of another run: model_sha256"));
+  EXPECT_HAS(refusal(), "run.shard-0002.h5: the shard is of another run: model_sha256");
 }
 
 TEST_F(Sharded, ShardsInTheWrongPlaces) {
   fs::rename(folder_ / "run.shard-0001.h5", folder_ / "tmp");
   fs::rename(folder_ / "run.shard-0002.h5", folder_ / "run.shard-0001.h5");
   fs::rename(folder_ / "tmp", folder_ / "run.shard-0002.h5");
-  EXPECT_THAT(refusal(), HasSubstr("the shard begins with prompt"));
+  EXPECT_HAS(refusal(),
+             "run.shard-0001.h5 has 1 prompts and 1 tokens from prompt 0 and row 0, the index says "
+             "1 and 3");
 }
 
 TEST_F(Sharded, IncompleteShard) {
   h5::update_attribute(h5::open_file((folder_ / "run.shard-0002.h5").string(), true), "complete",
                        0);
-  EXPECT_THAT(refusal(), HasSubstr("run.shard-0002.h5: the recording is not complete"));
+  EXPECT_HAS(refusal(), "run.shard-0002.h5: the recording is not complete");
 }
 
 TEST_F(Sharded, IndexThatSaysSomethingElse) {
@@ -290,7 +290,7 @@ TEST_F(Sharded, IndexThatSaysSomethingElse) {
     const h5::Object file = h5::open_file((folder_ / "run.h5").string(), true);
     change(file, "shards/tokens", h5::Type::i64, 1, std::int64_t{99});
   }
-  EXPECT_THAT(refusal(), HasSubstr("the index says"));
+  EXPECT_HAS(refusal(), "the index says");
 }
 
 TEST_F(Sharded, IndexThatNamesItself) {

@@ -7,7 +7,6 @@ namespace {
 using testing::error_of;
 using testing::expect_equal;
 using testing::FakeRun;
-using ::testing::HasSubstr;
 using testing::TempFolder;
 namespace fs = std::filesystem;
 
@@ -50,8 +49,7 @@ TEST_P(Merge, EqualsTheWholeRun) {
     expect_equal(run, Recording::open(folder / "all.h5"));
   } else {
     remove_recording(parts[0]);
-    EXPECT_THAT(error_of([&] { Recording::open(folder / "all.h5"); }),
-                HasSubstr("c.h5 is missing"));
+    EXPECT_HAS(error_of([&] { Recording::open(folder / "all.h5"); }), "c.h5 is missing");
   }
 }
 
@@ -70,16 +68,16 @@ TEST(Merge, RefusesWhatDoesNotFit) {
   const auto refused = [&](std::vector<fs::path> parts) {
     return error_of([&] { merge_recordings(parts, folder / "all.h5", false); });
   };
-  EXPECT_THAT(refused({}), HasSubstr("nothing to merge"));
-  EXPECT_THAT(refused({a, c}), HasSubstr("prompts 2 to 3 are in no file"));
-  EXPECT_THAT(refused({b, c}), HasSubstr("prompts 0 to 1 are in no file"));
-  EXPECT_THAT(refused({a, b}), HasSubstr("prompts 4 to 5 are in none of the 2 files"));
-  EXPECT_THAT(refused({a, b, b, c}), HasSubstr("has prompts up to 3 already"));
-  EXPECT_THAT(refused({a, other, c}), HasSubstr("other.h5: it is of another run"));
-  EXPECT_THAT(refused({a, other, c}), HasSubstr("'" + std::string(64, 'c') + "' in one and 'ff'"));
+  EXPECT_HAS(refused({}), "nothing to merge");
+  EXPECT_HAS(refused({a, c}), "prompts 2 to 3 are in no file");
+  EXPECT_HAS(refused({b, c}), "prompts 0 to 1 are in no file");
+  EXPECT_HAS(refused({a, b}), "prompts 4 to 5 are in none of the 2 files");
+  EXPECT_HAS(refused({a, b, b, c}), "has prompts up to 3 already");
+  EXPECT_HAS(refused({a, other, c}), "other.h5: it is of another run");
+  EXPECT_HAS(refused({a, other, c}), "'" + std::string(64, 'c') + "' in one and 'ff'");
   EXPECT_FALSE(fs::exists(folder / "all.h5"));
   EXPECT_EQ(refused({a, b, c}), "");
-  EXPECT_THAT(refused({a, b, c}), HasSubstr("all.h5: the file exists"));
+  EXPECT_HAS(refused({a, b, c}), "all.h5: the file exists");
 }
 
 TEST(Compare, FindsTheFirstDifference) {
@@ -143,15 +141,14 @@ TEST(Compare, NotesOtherInputsAndSites) {
   };
   const RecordingDifference sites = against("fewer.h5");
   EXPECT_FALSE(sites.equal);
-  EXPECT_THAT(sites.notes, ::testing::Contains(HasSubstr("hook_embed only in")));
+  EXPECT_HAS(sites.notes, "hook_embed only in");
   EXPECT_EQ(sites.sites.size(), fewer.header.sites.size());
   const RecordingDifference inputs = against("other.h5");
   EXPECT_FALSE(inputs.equal);
-  EXPECT_THAT(inputs.notes,
-              ::testing::Contains(HasSubstr("prompt 2: token ids differ from position 3 on")));
+  EXPECT_HAS(inputs.notes, "prompt 2: token ids differ from position 3 on");
   const RecordingDifference texts = against("named.h5");
   EXPECT_FALSE(texts.equal);
-  EXPECT_THAT(texts.notes, ::testing::Contains(HasSubstr("prompt 2: text differs")));
+  EXPECT_HAS(texts.notes, "prompt 2: text differs");
 }
 
 TEST(Compare, LogitsCount) {
@@ -166,7 +163,7 @@ TEST(Compare, LogitsCount) {
   const RecordingDifference difference =
       compare_recordings(Recording::open(folder / "a.h5"), Recording::open(folder / "b.h5"), 0);
   EXPECT_FALSE(difference.equal);
-  EXPECT_THAT(difference.notes, ::testing::Contains(HasSubstr("logits/topk_logprobs: token 4")));
+  EXPECT_HAS(difference.notes, "logits/topk_logprobs: token 4");
 }
 
 }  // namespace

@@ -129,6 +129,10 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"Metaspace", with(kModel, R"(, "pre_tokenizer": {"type": "Metaspace",
                  "replacement": "ab"})"),
                "t.json: the replacement of Metaspace must be one character, found \"ab\""},
+        Broken{"LongPrefix",
+               with(kModel,
+                    R"(, "normalizer": {"type": "Prepend", "prepend": ")" + long_name(300) + "\"}"),
+               "t.json: \"prepend\" of Prepend has 300 bytes, at most 256 are accepted"},
         Broken{"Decoder", with(kModel, R"(, "decoder": {"type": "WordPiece"})"),
                "t.json: decoder \"WordPiece\" is not supported"},
         Broken{"PostProcessor", with(kModel, R"(, "post_processor": {"type": "Magic"})"),
@@ -140,7 +144,7 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"TemplateText", with(kModel, R"(, "post_processor": {"type": "TemplateProcessing",
                  "single": [], "special_tokens": {}})"),
                "t.json: the template of the post-processor lacks the sequence"}),
-    [](const auto& test) { return std::string(test.param.name); });
+    [](const auto& one) { return std::string(one.param.name); });
 
 using Values = std::map<std::string, GgufValue, std::less<>>;
 
@@ -212,6 +216,27 @@ TEST(BrokenGguf, IsRefused) {
             "t.gguf: the score of token 1 is nan, expected a finite number");
   EXPECT_EQ(gguf_message(spm(), "tokenizer.ggml.remove_extra_whitespaces", true),
             "t.gguf: tokenizer.ggml.remove_extra_whitespaces = true is not supported");
+}
+
+TEST(Encode, StopsStepsThatMakeTextExplode) {
+  std::string steps;
+  for (int i = 0; i < 60; ++i) {
+    steps += R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"},)";
+  }
+  steps.pop_back();
+  const std::string text = with(kModel, R"(, "normalizer": {"type": "Sequence", "normalizers": [)" +
+                                            steps + R"(]}, "decoder": {"type": "Sequence",
+                                            "decoders": [)" +
+                                            steps + "]}");
+  const Tokenizer tokenizer = Tokenizer::from_json(text, "t.json");
+  try {
+    (void)tokenizer.encode("a");
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "the normaliser makes 131072 bytes of 1, at most 64 times as many are accepted");
+  }
+  EXPECT_THROW((void)tokenizer.decode(std::vector<std::int32_t>{0}), Error);
 }
 
 TEST(Encode, SaysWhichCharacterHasNoToken) {

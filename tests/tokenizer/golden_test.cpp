@@ -37,7 +37,7 @@ TEST_P(JsonGolden, IdsAndTextEqualTheReference) {
 INSTANTIATE_TEST_SUITE_P(Kinds, JsonGolden,
                          testing::Values("gpt2", "llama3", "qwen2", "digits", "metaspace", "llama2",
                                          "unknown", "word_level"),
-                         [](const auto& test) { return std::string(test.param); });
+                         [](const auto& one) { return std::string(one.param); });
 
 /// The GGUF form of a byte-level tokenizer.json.
 GgufMetadata byte_level_gguf(const std::string& kind, const std::string& pre) {

@@ -86,10 +86,8 @@ void dot_products(const KernelTable& t, const Task& task, float* scores, float* 
   for (std::int64_t key = keys.begin; key < keys.end; key += kPanel) {
     const std::int64_t count = std::min(kPanel, keys.end - key);
     if (count < kPanel) std::fill_n(panel, kPanel * a.d_head, 0.0f);
-    for (std::int64_t j = 0; j < count; ++j) {
-      const float* k = a.k + ((key + j) * a.kv_heads + task.kv_head) * a.d_head;
-      for (std::int64_t d = 0; d < a.d_head; ++d) panel[d * kPanel + j] = k[d];
-    }
+    transpose_to_panel(a.k + (key * a.kv_heads + task.kv_head) * a.d_head, a.kv_heads * a.d_head,
+                       count, a.d_head, panel);
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
       const std::int64_t begin = tile * rows / tiles, end = (tile + 1) * rows / tiles;
       if (visible(a, task.query(begin)).begin >= key + kPanel ||

@@ -63,7 +63,7 @@ struct RecordingWriter::Impl {
   std::deque<Job> queue;
   std::vector<Buffer> spare;
   std::size_t queued_bytes = 0, spare_bytes = 0;
-  bool closing = false;
+  bool closing = false, finishing = false;
   std::exception_ptr failure;
   std::optional<ShardWriter> open;  // the writer thread's own while it runs
   std::size_t open_index = 0;
@@ -83,7 +83,7 @@ struct RecordingWriter::Impl {
     if (next < options.last_prompt) {
       open_shard(next_shard);
       next = shards[next_shard].first + open->committed();
-      if (next == shards[next_shard].last) close_open_shard();
+      if (next == shards[next_shard].last && !single) close_open_shard();
     }
     thread = std::thread([this] { serve(); });
   }
@@ -287,7 +287,7 @@ void RecordingWriter::Impl::do_job(Job& job) {
     return;
   }
   const bool whole = job.prompts == shards[job.shard].last - shards[job.shard].first;
-  if (whole) {
+  if (whole && !single) {  // a single file is the recording: finish() completes it
     close_open_shard();
   } else {
     open->written(job.prompts, options.flush_bytes);
@@ -319,9 +319,13 @@ void RecordingWriter::Impl::serve() {
     give_back(job);
     hold.lock();
   }
-  if (open && !failure && noted > 0) {
+  if (open && !failure) {
     try {
-      open->written(noted, 0);
+      if (finishing) {
+        close_open_shard();
+      } else if (noted > 0) {
+        open->written(noted, 0);
+      }
     } catch (...) {
       failure = std::current_exception();
     }
@@ -545,6 +549,11 @@ void RecordingWriter::Impl::finish() {
   if (next != options.last_prompt) {
     fail("{}: prompt {} must come next, the recording ends at {}", path.string(), next,
          options.last_prompt);
+  }
+  rethrow();
+  {
+    const std::lock_guard hold(mutex);
+    finishing = true;
   }
   stop();
   rethrow();
