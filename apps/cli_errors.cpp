@@ -53,14 +53,16 @@ std::string parse_error_text(const CLI::App& app, const CLI::ParseError& error) 
   // With fallthrough, what no one expected ends up with the program itself.
   std::vector<std::string> extras = verb.remaining();
   if (extras.empty()) extras = app.remaining();
-  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && !extras.empty()) {
+  const bool no_verb = !has_verb && dynamic_cast<const CLI::RequiredError*>(&error) != nullptr;
+  if ((dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr || no_verb) && !extras.empty()) {
     const std::string& typed = extras.front();
     const bool option = typed.starts_with("-") && typed != "-";
     std::vector<std::string> candidates;
     if (option) {
       for (const CLI::App* from : {&verb, &app}) {
         for (const CLI::Option* known : from->get_options()) {
-          for (const auto& name : known->get_lnames()) candidates.push_back("--" + name);
+          for (const auto& name : known->get_lnames())
+            candidates.push_back(fmt::format("--{}", name));
         }
       }
     } else if (!has_verb) {
@@ -74,9 +76,7 @@ std::string parse_error_text(const CLI::App& app, const CLI::ParseError& error) 
     return fmt::format("{}{}; {}", what,
                        meant.empty() ? "" : fmt::format(", did you mean {}?", meant), help);
   }
-  if (!has_verb && dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
-    return "a verb is missing; " + help;
-  }
+  if (no_verb) return "a verb is missing; " + help;
   std::string what = error.what();
   std::replace(what.begin(), what.end(), '\n', ' ');
   while (!what.empty() && (what.back() == ' ' || what.back() == '.')) what.pop_back();

@@ -69,6 +69,14 @@ int run(int argc, char** argv) {
   add_global_options(app, globals);
 
   register_info(app, globals);
+  register_verify(app, globals);
+  register_diff(app, globals);
+  register_record(app, globals);
+  register_merge(app, globals);
+  register_generate(app, globals);
+  register_tokenize(app, globals);
+  register_lens(app, globals);
+  register_latent(app, globals);
   app.footer("`lamina VERB --help` explains a verb. Documentation: docs/ in the source tree.");
 
   try {

@@ -95,7 +95,8 @@ std::string shape_text(Site site, const ModelConfig& config) {
   return fmt::format("[token, {}]", shape.width);
 }
 
-void print_sites(std::span<const Site> sites, const ModelConfig& config, Output& out) {
+void print_sites(std::span<const Site> sites, const ModelConfig& config, bool meaning,
+                 Output& out) {
   // One line a kind: the layers that have it, folded into ranges.
   std::vector<SiteKind> order;
   std::map<SiteKind, std::vector<std::int32_t>> layers;
@@ -103,7 +104,9 @@ void print_sites(std::span<const Site> sites, const ModelConfig& config, Output&
     if (!layers.contains(site.kind)) order.push_back(site.kind);
     layers[site.kind].push_back(site.layer);
   }
-  Table table({"site", "layers", "shape", "meaning"});
+  std::vector<std::string> headings = {"site", "layers", "shape"};
+  if (meaning) headings.push_back("meaning");
+  Table table(headings);
   for (SiteKind kind : order) {
     std::vector<std::int32_t>& of = layers[kind];
     std::sort(of.begin(), of.end());
@@ -121,7 +124,8 @@ void print_sites(std::span<const Site> sites, const ModelConfig& config, Output&
       }
     }
     const Site first{kind, of.front()};
-    table.row({name, ranges, shape_text(first, config), site_semantics(first, config)});
+    table.row(
+        {name, ranges, shape_text(first, config), meaning ? site_semantics(first, config) : ""});
   }
   out.write(table.text());
 }
@@ -133,7 +137,7 @@ void info_model(const std::filesystem::path& path, const InfoOptions& options, O
   const ModelConfig& config = model.config;
   std::optional<Tokenizer> tokenizer;
   if (has_tokenizer(path, gguf ? &*gguf : nullptr)) tokenizer = Tokenizer::load(path);
-  const auto types = count_types(gguf ? gguf->store : open_safetensors(path));
+  const auto types = gguf ? count_types(gguf->store) : count_types(open_safetensors(path));
   const std::vector<Site> sites = all_sites(config);
 
   if (options.json) {
@@ -203,7 +207,7 @@ void info_model(const std::filesystem::path& path, const InfoOptions& options, O
     }
     out.write(table.text());
   } else {
-    print_sites(sites, config, out);
+    print_sites(sites, config, true, out);
   }
   if (gguf) {
     Table table({"GGUF metadata", "value"});

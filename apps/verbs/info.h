@@ -21,8 +21,9 @@ void info_model(const std::filesystem::path& path, const InfoOptions& options, O
 void info_recording(const std::filesystem::path& path, const InfoOptions& options, Output& out);
 void info_tokenizer(const std::filesystem::path& path, const InfoOptions& options, Output& out);
 
-/// The sites of a model, layers folded: name, shape, meaning.
-void print_sites(std::span<const Site> sites, const ModelConfig& config, Output& out);
+/// The sites of a model or recording, layers folded: name, layers, shape and, if the configuration
+/// is complete (a recording stores only sizes), meaning.
+void print_sites(std::span<const Site> sites, const ModelConfig& config, bool meaning, Output& out);
 /// "[token, head, d_head] = [·, 12, 64]" without the token dimension's size.
 std::string shape_text(Site site, const ModelConfig& config);
 /// JSON as it is printed: indented, bytes that are no UTF-8 replaced.

@@ -129,7 +129,7 @@ void info_recording(const std::filesystem::path& path, const InfoOptions& option
     }
     out.write(table.text());
   } else {
-    print_sites(recording.sites(), config, out);
+    print_sites(recording.sites(), config, false, out);
   }
   if (options.prompts) {
     Table table({">#", "id", ">tokens", "text"});

@@ -54,17 +54,19 @@ def initialise(c, seed):
 class Batches:
     """Rows of `length` tokens, each holding several whole documents; the mixture is kept in tokens, not documents."""
 
-    def __init__(self, seed, rows, length):
+    def __init__(self, seed, rows, length, mixture):
         self.rng, self.rows, self.length = random.Random(seed), rows, length
-        self.spent = dict.fromkeys(tasks.MIXTURE, 0)
+        self.mixture, self.factors = tasks.MIXTURES[mixture], tasks.FACTORS[mixture]
+        self.spent = dict.fromkeys(self.mixture, 0)
         self.vocabulary = tasks.vocabulary()
         self.waiting = []
 
     def document(self):
-        name = min(self.spent, key=lambda n: self.spent[n] / tasks.MIXTURE[n])
+        name = min(self.spent, key=lambda n: self.spent[n] / self.mixture[n])
         item = tasks.TASKS[name](self.rng, False)
         self.spent[name] += len(item.words) + 1
-        return [0] + [self.vocabulary[w] for w in item.words], [0.0] + item.weights
+        factor = self.factors.get(name, 1.0)
+        return [0] + [self.vocabulary[w] for w in item.words], [0.0] + [x * factor for x in item.weights]
 
     def next(self):
         ids = torch.zeros(self.rows, self.length, dtype=torch.long)
@@ -140,7 +142,7 @@ def items(name, count, seed=20_000):
     """`count` held-out items of a task, different prompts all."""
     rng, seen, out = random.Random(f"{seed}/{name}"), set(), []
     for _ in range(50 * count):
-        i = tasks.TASKS[name](rng, True)
+        i = (tasks.TASKS | tasks.BEYOND)[name](rng, True)
         if tuple(i.prompt) not in seen:
             seen.add(tuple(i.prompt))
             out.append(i)
@@ -162,12 +164,13 @@ def log_probs(c, w, prompts):
     return out
 
 
-def measure(c, w, count):
-    """Held-out accuracies. correct: the most probable token is a right answer. preferred: right answers, together, are
+def measure(c, w, count, names=tuple(tasks.TASKS)):
+    """Held-out accuracies. distinct_keys: different things held out (pairs of names, facts, words with languages …).
+    correct: the most probable token is a right answer. preferred: right answers, together, are
     more probable than the wrong ones together. probability: mean mass on the right answers."""
     v = tasks.vocabulary()
     result = {}
-    for name in tasks.TASKS:
+    for name in names:
         its = items(name, count)
         lp = log_probs(c, w, [[v[x] for x in i.prompt] for i in its])
         p = lp.exp()
@@ -177,7 +180,7 @@ def measure(c, w, count):
         mass = [p[k, r].sum().item() for k, r in enumerate(right)]
         bad = [p[k, r].sum().item() for k, r in enumerate(wrong)]
         n = len(its)
-        result[name] = {"prompts": n, "correct": sum(t in r for t, r in zip(top, right)),
+        result[name] = {"prompts": n, "distinct_keys": len({i.key for i in its}), "correct": sum(t in r for t, r in zip(top, right)),
                         "preferred": sum(a > b for a, b in zip(mass, bad)), "probability": round(sum(mass) / n, 4)}
         result[name]["accuracy"] = round(result[name]["correct"] / n, 4)
         if name == "greater_than":
@@ -213,7 +216,7 @@ def train(args):
                 w[n].copy_(s["weights"][n])
         optimizer.load(s["optimizer"])
     # Resuming draws fresh documents: the generator is seeded by the step it starts from.
-    batches = Batches(f"{args.seed}/{step}", args.rows, args.length)
+    batches = Batches(f"{args.seed}/{step}", args.rows, args.length, args.mixture)
     log = open(args.work / "log.jsonl", "a", encoding="utf-8")
     parameters = sum(t.numel() for t in w.values())
     print(f"{parameters} parameters, vocabulary {c['d_vocab']}, from step {step} to {args.steps}", flush=True)
@@ -258,11 +261,66 @@ def export(args):
 def evaluate(args):
     torch.set_num_threads(args.threads)
     c, w, _ = reference.load(args.model)
-    result = measure(c, w, args.count)
+    result = measure(c, w, args.count, [*tasks.TASKS, *tasks.BEYOND])
     (args.model / "accuracies.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name, r in result.items():
-        print(f"{name:14s} {r['correct']}/{r['prompts']} = {r['accuracy']:.3f}, preferred {r['preferred']}/{r['prompts']}, "
+        print(f"{name:26s} {r['correct']}/{r['prompts']} = {r['accuracy']:.3f}, preferred {r['preferred']}/{r['prompts']}, "
               f"probability {r['probability']:.3f}")
+
+
+EXAMPLES = [  # prompts people know from the literature, first in prompts.jsonl
+    ("ioi", "When Mary and John went to the store , John gave a drink to", ["Mary"]),
+    ("greater_than", "The war lasted from the year 17 43 to 17", tasks.YEARS[44:]),
+    ("agreement", "The keys to the cabinet", ["are", "were"]),
+    ("capitals", "The capital of France is", ["Paris"]),
+]
+PAIR_TASKS = {"ioi": "ioi", "greater_than": "greater_than", "sva": "agreement", "capitals": "capitals",
+              "translation": "translation"}
+
+
+def prompts(args):
+    """prompts.jsonl: held-out prompts of every task. pairs/TASK.jsonl: only pairs the saved model gets right."""
+    torch.set_num_threads(args.threads)
+    c, w, _ = reference.load(args.model)
+    v = tasks.vocabulary()
+
+    def dump(path, rows):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        print(f"{path.name}: {len(rows)}", file=sys.stderr)
+
+    def best(prompt, correct):
+        """The right answer this model finds most likely: agreement and greater-than have several."""
+        lp = log_probs(c, w, [[v[x] for x in prompt]])[0]
+        return max(correct, key=lambda x: lp[v[x]])
+
+    rows = [{"id": f"{task}-example", "text": text, "target": best(text.split(), correct), "labels": {"task": task}}
+            for task, text, correct in EXAMPLES]
+    for name in tasks.TASKS:
+        for k, i in enumerate(items(name, args.per_task, seed=30_000)):
+            labels = {"task": name}
+            if name in ("translation", "repetition", "cloze"):
+                concept, langs = i.key.split()
+                labels |= {"concept": concept, "source_language": langs.split(">")[0], "target_language": langs.split(">")[-1]}
+            rows.append({"id": f"{name}-{k}", "text": " ".join(i.prompt), "target": best(i.prompt, i.correct), "labels": labels})
+    dump(args.model / "prompts.jsonl", rows)
+
+    for name, task in PAIR_TASKS.items():
+        its = items(task, 3 * args.pairs, seed=40_000)
+        if task == "greater_than":
+            its = [i for i in its if int(i.key.split()[2]) >= 20]
+        clean, corrupted = (log_probs(c, w, [[v[x] for x in p] for p in ps])
+                            for ps in ([i.prompt for i in its], [i.corrupted for i in its]))
+        keep = []
+        for i, a, b in zip(its, clean, corrupted):
+            right, wrong = [v[x] for x in i.correct], [v[x] for x in i.wrong]
+            # A later year is right after the corrupted year too: there, only the clean prompt decides.
+            flips = task == "greater_than" or int(b.argmax()) in wrong
+            if int(a.argmax()) in right and flips:
+                keep.append({"clean": " ".join(i.prompt), "corrupted": " ".join(i.corrupted), "correct": i.correct,
+                             "wrong": i.wrong})
+        print(f"{name}: both right on {len(keep)} of {len(its)}", file=sys.stderr)
+        dump(args.model / "pairs" / f"{name}.jsonl", keep[:args.pairs])
 
 
 def main():
@@ -271,17 +329,18 @@ def main():
     t = sub.add_parser("train", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     t.add_argument("--work", type=pathlib.Path, required=True, help="folder for checkpoints and log")
     t.add_argument("--seed", type=int, default=1)
-    t.add_argument("--steps", type=int, default=3000, help="train until this step")
-    t.add_argument("--cooldown", type=int, default=1000, help="last steps, in which the rate falls linearly")
+    t.add_argument("--steps", type=int, default=800, help="train until this step")
+    t.add_argument("--cooldown", type=int, default=0, help="last steps, in which the rate falls linearly")
     t.add_argument("--warmup", type=int, default=50)
-    t.add_argument("--rows", type=int, default=32, help="rows per step")
+    t.add_argument("--mixture", choices=sorted(tasks.MIXTURES), default="first", help="shares of the tasks")
+    t.add_argument("--rows", type=int, default=16, help="rows per step")
     t.add_argument("--length", type=int, default=96, help="tokens per row")
     t.add_argument("--layers", type=int, default=6)
     t.add_argument("--width", type=int, default=128)
     t.add_argument("--heads", type=int, default=4)
     t.add_argument("--mlp", type=int, default=320)
     t.add_argument("--tied", action="store_true", help="one matrix for embedding and unembedding")
-    t.add_argument("--muon-rate", type=float, default=0.02)
+    t.add_argument("--muon-rate", type=float, default=0.004)
     t.add_argument("--adam-rate", type=float, default=0.004)
     t.add_argument("--decay", type=float, default=0.05, help="weight decay")
     t.add_argument("--every", type=int, default=200, help="steps between checkpoints")
@@ -296,6 +355,12 @@ def main():
     v.add_argument("--count", type=int, default=500, help="prompts per task")
     v.add_argument("--threads", type=int, default=1)
     v.set_defaults(call=evaluate)
+    p = sub.add_parser("prompts", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--model", type=pathlib.Path, default=HERE)
+    p.add_argument("--per-task", type=int, default=5, help="prompts per task")
+    p.add_argument("--pairs", type=int, default=40, help="pairs per task")
+    p.add_argument("--threads", type=int, default=1)
+    p.set_defaults(call=prompts)
     args = ap.parse_args()
     args.call(args)
 

@@ -65,8 +65,8 @@ TEST(Site, RefusalsNameTheNearest) {
   const ModelConfig c = llama_like();
   EXPECT_EQ(message("blocks.3.hook_resid_pst", c),
             "no site of this 12-layer llama model matches 'blocks.3.hook_resid_pst'; nearest: "
-            "blocks.3.hook_resid_post, blocks.3.hook_resid_pre, blocks.0.hook_resid_post, "
-            "blocks.1.hook_resid_post");
+            "blocks.3.hook_resid_post, blocks.3.hook_resid_pre, blocks.3.hook_resid_mid, "
+            "blocks.3.hook_attn_out");
   EXPECT_NE(message("hook_pos_embed", c).find("nearest: hook_embed"), std::string::npos);
   EXPECT_EQ(message("z:12", c),
             "site 'z:12': layer 12 is outside this model's 12 layers (0 to 11)");

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <ostream>
 #include <random>
 
 #include "builders.h"
@@ -58,6 +59,8 @@ TEST(Safetensors, EmptyModelIsValid) {
 struct Broken {
   std::string label, file, message;
 };
+// Keeps the bytes out of the names of the tests.
+void PrintTo(const Broken& broken, std::ostream* out) { *out << broken.label; }
 
 std::string entry(std::string_view dtype, std::string_view shape, std::string_view offsets) {
   return fmt::format(R"({{"w":{{"dtype":"{}","shape":{},"data_offsets":{}}}}})", dtype, shape,
@@ -281,6 +284,8 @@ TEST(Safetensors, WriterRefusesWhatItCouldNotReadBack) {
   EXPECT_EQ(write({{"__metadata__", {2}, two}}),
             path + ": \"__metadata__\" cannot be the name of a tensor");
   EXPECT_EQ(write({{"\xff", {2}, two}}), path + ": \"\\xff\" cannot be the name of a tensor");
+  EXPECT_EQ(write({{"w", std::vector<std::uint64_t>(65, 1), two}}),
+            path + ": tensor \"w\" has 65 dimensions, at most 64 are allowed");
   EXPECT_EQ(write({}, {{"k", "\xff"}}),
             path + ": metadata key \"k\" or its value is no UTF-8 text");
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));

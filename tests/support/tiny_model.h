@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,9 @@ struct TinyConfig {
   bool gated = true, parallel = false, tied = false, head_bias = false, final_norm = true;
   double attn_softcap = 0, final_softcap = 0, embed_scale = 1;
 };
+
+/// GoogleTest prints a parameter by this.
+inline void PrintTo(const TinyConfig& config, std::ostream* out) { *out << config.label; }
 
 /// Configurations that between them reach every branch of the canonical block.
 std::vector<TinyConfig> varied_configs();

@@ -49,7 +49,8 @@ int time_file(const lamina::Tokenizer& tokenizer, const char* path) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  if (argc < 2) throw lamina::UsageError("usage: tokenize_lines MODEL [--no-bos] [--plain-special]");
+  if (argc < 2)
+    throw lamina::UsageError("usage: tokenize_lines MODEL [--no-bos] [--plain-special]");
   const auto tokenizer = lamina::Tokenizer::load(argv[1]);
   lamina::Bos bos = lamina::Bos::model;
   bool parse_special = true;

@@ -86,18 +86,17 @@ void dot_products(const KernelTable& t, const Task& task, float* scores, float* 
   for (std::int64_t key = keys.begin; key < keys.end; key += kPanel) {
     const std::int64_t count = std::min(kPanel, keys.end - key);
     if (count < kPanel) std::fill_n(panel, kPanel * a.d_head, 0.0f);
-    for (std::int64_t j = 0; j < count; ++j) {
-      const float* k = a.k + ((key + j) * a.kv_heads + task.kv_head) * a.d_head;
-      for (std::int64_t d = 0; d < a.d_head; ++d) panel[d * kPanel + j] = k[d];
-    }
+    transpose_to_panel(a.k + (key * a.kv_heads + task.kv_head) * a.d_head, a.kv_heads * a.d_head,
+                       count, a.d_head, panel);
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
       const std::int64_t begin = tile * rows / tiles, end = (tile + 1) * rows / tiles;
       if (visible(a, task.query(begin)).begin >= key + kPanel ||
           visible(a, task.query(end - 1)).end <= key) {
         continue;
       }
-      t.tile(static_cast<int>(end - begin), packed + begin * depth, panel, kPanel, a.d_head,
-             scores + begin * width + (key - keys.begin), width, nullptr, false);
+      t.tile(static_cast<int>(end - begin),
+             {packed + begin * depth, panel, kPanel, a.d_head,
+              scores + begin * width + (key - keys.begin), width, nullptr, false, panel, 0});
     }
   }
 }
@@ -147,8 +146,9 @@ void weighted_values(const KernelTable& t, const Task& task, Pattern pattern,
         p = packed_pattern;
       }
       for (std::int64_t column = 0; column < z_width; column += kPanel) {
-        t.tile(height, p, v + (r.begin - chunk) * ldv + column, ldv, r.end - r.begin,
-               z + row * z_width + column, z_width, nullptr, true);
+        const float* b = v + (r.begin - chunk) * ldv + column;
+        t.tile(height, {p, b, ldv, r.end - r.begin, z + row * z_width + column, z_width, nullptr,
+                        true, b, 0});
       }
     };
     const std::int64_t tiles = (rows + t.tile_rows - 1) / t.tile_rows;

@@ -85,6 +85,10 @@ void Forward::Impl::prepare(const Batch& b, std::span<const std::int64_t> which)
   if (!which.empty() && static_cast<std::int64_t>(which.size()) != prompts) {
     fail_usage("{} cache sequences were named for {} prompts", which.size(), prompts);
   }
+  if (cache != nullptr && !config.causal) {
+    fail_usage("a cache needs causal attention; this {} model attends in both directions",
+               config.family);
+  }
   sequences.resize(size(prompts));
   positions.resize(size(tokens));
   std::int64_t longest = 0;

@@ -146,7 +146,8 @@ void generate(Forward& forward, std::span<Prompt> prompts, const GenerateOptions
   std::int64_t made = 0;
   for (std::int64_t first = 0; first < total; first += step) {
     const std::int64_t count = std::min(step, total - first);
-    Group group(forward, prompts.subspan(size(first), size(count)), first, options);
+    Group group(forward, prompts.subspan(size(first), size(count)), options.first_prompt + first,
+                options);
     made += group.run();
     if (options.progress) options.progress(first + count, made);
   }

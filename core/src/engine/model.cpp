@@ -1,5 +1,7 @@
 #include "lamina/core/model.h"
 
+#include <algorithm>
+
 #include "engine/weights.h"
 #include "family/family.h"
 #include "lamina/core/error.h"
@@ -14,10 +16,6 @@ std::string display_name(const std::filesystem::path& path) {
   if (name.empty() || name == ".")
     name = std::filesystem::absolute(path).lexically_normal().parent_path().filename();
   return name.string();
-}
-
-bool has_tokenizer(const std::filesystem::path& path) {
-  return !std::filesystem::is_directory(path) || std::filesystem::exists(path / "tokenizer.json");
 }
 
 }  // namespace
@@ -36,7 +34,7 @@ Model Model::load(const std::filesystem::path& path) {
   for (const CanonicalTensor& tensor : canonical_tensors(model.config_)) {
     model.parameters_ += static_cast<std::uint64_t>(tensor.rows * tensor.cols);
   }
-  if (has_tokenizer(path)) {
+  if (opened.has_tokenizer) {
     model.tokenizer_ = Tokenizer::load(path);
     if (model.tokenizer_->vocab_size() > model.config_.d_vocab) {
       fail("{}: the tokenizer has ids up to {}, the embedding has only {} rows", path.string(),
@@ -58,6 +56,24 @@ Model Model::load(const std::filesystem::path& path) {
 const std::string& Model::sha256() const {
   if (sha256_.empty()) sha256_ = fingerprint_();
   return sha256_;
+}
+
+void Model::final_norm_weight(std::span<float> out) const {
+  std::fill(out.begin(), out.end(), 1.0F);
+  if (!config_.final_norm || config_.norm == NormKind::none) return;
+  const auto offset = static_cast<float>(config_.norm_offset);
+  const std::vector<float>& weight = weights_->ln_final.weight;
+  for (std::size_t i = 0; i < weight.size(); ++i) out[i] = offset + weight[i];
+}
+
+void Model::unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const {
+  if (first < 0 || count < 0 || first + count > config_.d_vocab) {
+    fail_usage("unembedding rows {} to {} were asked for, the vocabulary has {}", first,
+               first + count, config_.d_vocab);
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    weights_->unembed.weight.copy_row(first + i, out.data() + i * config_.d_model);
+  }
 }
 
 std::uint64_t Model::weight_bytes() const {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "engine/kernels.h"
+#include "engine/tile_pack.h"
 #include "engine/workspace.h"
 #include "lamina/core/error.h"
 
@@ -61,14 +62,12 @@ void PackedMatrix::set_rows(std::int64_t first, std::int64_t count, const float*
   if (first < 0 || count < 0 || first > n_out_ - count) {
     fail("packed matrix: rows {} to {} of {}", first, first + count, n_out_);
   }
-  // Eight inner indices at a time: reads and writes both stay within a few cache lines.
-  for (std::int64_t k0 = 0; k0 < n_in_; k0 += 8) {
-    const std::int64_t k1 = std::min(k0 + 8, n_in_);
-    for (std::int64_t r = 0; r < count; ++r) {
-      const std::int64_t row = first + r;
-      float* out = data_.get() + row / kPanel * kPanel * n_in_ + row % kPanel;
-      for (std::int64_t k = k0; k < k1; ++k) out[k * kPanel] = w[r * n_in_ + k];
-    }
+  for (std::int64_t r = 0; r < count;) {
+    const std::int64_t row = first + r, column = row % kPanel;
+    const std::int64_t some = std::min(kPanel - column, count - r);  // rows of one panel
+    transpose_to_panel(w + r * n_in_, n_in_, some, n_in_,
+                       data_.get() + row / kPanel * kPanel * n_in_ + column);
+    r += some;
   }
 }
 

@@ -150,17 +150,29 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return last[b.size()];
 }
 
+std::optional<std::int64_t> number(std::string_view text) {
+  std::int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || text.empty()) return std::nullopt;
+  return value;
+}
+
 // The few valid names and shorthands closest to what was typed.
 std::string nearest(std::string_view name, const ModelConfig& config) {
   std::vector<std::pair<std::size_t, std::string>> scored;
   const std::string_view typed = name.substr(0, 200);
+  // Where a layer of this model was typed, its sites are the ones that were meant.
+  std::int32_t layer = 0;
+  if (typed.starts_with("blocks.")) {
+    const std::string_view rest = typed.substr(7);
+    const auto value = number(rest.substr(0, rest.find('.')));
+    if (value && *value >= 0 && *value < config.n_layers) layer = static_cast<std::int32_t>(*value);
+  }
   for (Site site : all_sites(config)) {
-    const std::string full = site_name(site);
+    if (site.layer >= 0 && site.layer != layer) continue;
+    const std::string full = site_name(site), shorthand(row(site.kind).shorthand);
     scored.emplace_back(edit_distance(typed, full), full);
-    if (site.layer <= 0) {
-      const std::string shorthand(row(site.kind).shorthand);
-      scored.emplace_back(edit_distance(typed.substr(0, typed.find(':')), shorthand), shorthand);
-    }
+    scored.emplace_back(edit_distance(typed.substr(0, typed.find(':')), shorthand), shorthand);
   }
   std::stable_sort(scored.begin(), scored.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -174,13 +186,6 @@ std::string nearest(std::string_view name, const ModelConfig& config) {
 [[noreturn]] void no_such_site(std::string_view pattern, const ModelConfig& config) {
   fail_usage("no site of this {}-layer {} model matches '{}'; nearest: {}", config.n_layers,
              config.family, pattern.substr(0, 200), nearest(pattern, config));
-}
-
-std::optional<std::int64_t> number(std::string_view text) {
-  std::int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || text.empty()) return std::nullopt;
-  return value;
 }
 
 struct LayerRange {

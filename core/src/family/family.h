@@ -51,6 +51,7 @@ struct OpenedModel {
   std::unique_ptr<WeightSource> weights;
   std::string config_text;  // config.json, or the GGUF keys that were used: part of the fingerprint
   std::vector<std::shared_ptr<const MappedFile>> files;
+  bool has_tokenizer = false;  // tokenizer.json, or the GGUF file's tokenizer.ggml keys
 };
 
 /// A folder with config.json and safetensors files (Hugging Face names, or the canonical family

@@ -116,6 +116,24 @@ void gemma_scale(ModelConfig& c, std::int64_t layers_of_27b) {
   }
 }
 
+// Which layers have a window: attention.sliding_window_pattern is a period (every so many layers
+// one is full), in newer files a flag for each layer.
+std::vector<bool> windowed_layers(GgufReader& r, std::size_t layers, std::int64_t default_period) {
+  constexpr std::string_view kKey = "attention.sliding_window_pattern";
+  std::vector<bool> out(layers);
+  if (const std::vector<bool>* flags = r.find_flags(kKey)) {
+    if (flags->size() != layers) {
+      r.refuse(kKey, fmt::format("expected one flag for each of {} layers", layers));
+    }
+    return *flags;
+  }
+  const std::int64_t period = r.integer(kKey, default_period);
+  if (period < 1) r.refuse(kKey, "expected 1 or more");
+  for (std::size_t l = 0; l < layers; ++l)
+    out[l] = (static_cast<std::int64_t>(l) + 1) % period != 0;
+  return out;
+}
+
 }  // namespace
 
 ModelConfig read_gguf_llama(GgufReader& r) {
@@ -149,7 +167,8 @@ ModelConfig read_gguf_gemma2(GgufReader& r) {
   c.attn_softcap = r.number("attn_logit_softcapping", 50.0);
   c.final_softcap = r.number("final_logit_softcapping", 30.0);
   const std::int64_t window = r.integer("attention.sliding_window", 4096);
-  for (std::size_t l = 0; l < c.layers.size(); l += 2) c.layers[l].window = window;
+  const std::vector<bool> windowed = windowed_layers(r, c.layers.size(), 2);
+  for (std::size_t l = 0; l < c.layers.size(); ++l) c.layers[l].window = windowed[l] ? window : 0;
   return c;
 }
 
@@ -162,11 +181,10 @@ ModelConfig read_gguf_gemma3(GgufReader& r) {
   Rope local;
   local.theta = r.number("rope.freq_base_swa", 10000.0);
   c.ropes = {read_rope(r, c, 1.0e6), local};
-  const std::int64_t pattern = r.integer("attention.sliding_window_pattern", 6);
-  if (pattern < 1) r.refuse("attention.sliding_window_pattern", "expected 1 or more");
   const std::int64_t window = r.integer("attention.sliding_window", 4096);
+  const std::vector<bool> windowed = windowed_layers(r, c.layers.size(), 6);
   for (std::size_t l = 0; l < c.layers.size(); ++l) {
-    if ((static_cast<std::int64_t>(l) + 1) % pattern == 0) continue;
+    if (!windowed[l]) continue;
     c.layers[l].window = window;
     c.layers[l].rope = 1;
   }

@@ -72,6 +72,12 @@ std::string GgufReader::text(std::string_view key, std::string_view fallback) {
 bool GgufReader::has(std::string_view key) const {
   return file_.metadata.has(full(key));
 }
+const std::vector<bool>* GgufReader::find_flags(std::string_view key) {
+  seen_.emplace(key);
+  const auto it = file_.metadata.values().find(full(key));
+  return it == file_.metadata.values().end() ? nullptr
+                                             : std::get_if<std::vector<bool>>(&it->second);
+}
 void GgufReader::ignore(std::string_view key) {
   seen_.emplace(key);
 }

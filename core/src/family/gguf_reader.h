@@ -4,6 +4,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "lamina/core/config.h"
 #include "lamina/core/gguf.h"
@@ -26,6 +27,8 @@ class GgufReader {
   bool boolean(std::string_view key, bool fallback);
   std::string text(std::string_view key, std::string_view fallback);
   bool has(std::string_view key) const;
+  /// A list of flags; nullptr if the key is absent or no such list.
+  const std::vector<bool>* find_flags(std::string_view key);
   void ignore(std::string_view key);
 
   bool has_tensor(std::string_view name) const { return file_.store.find(name) != nullptr; }

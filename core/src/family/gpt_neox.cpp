@@ -56,6 +56,7 @@ constexpr TensorRule kRules[] = {
     {"ln_final.w", "{p}final_layer_norm.weight"},
     {"ln_final.b", "{p}final_layer_norm.bias"},
     {"unembed", "embed_out.weight"},
+    {"unembed", "lm_head.weight"},
 };
 constexpr std::string_view kPrefixes[] = {"gpt_neox.", ""};
 constexpr std::string_view kIgnored[] = {

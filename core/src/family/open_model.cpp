@@ -8,6 +8,7 @@
 #include "family/family.h"
 #include "family/gguf_reader.h"
 #include "family/registry.h"
+#include "files/strict_json.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
 #include "lamina/core/safetensors.h"
@@ -44,6 +45,7 @@ OpenedModel open_folder(const fs::path& path) {
   const FolderFamily& family = folder_family(model.config_text, config_path.string());
   TensorStore store = open_safetensors(path);
   model.files = store.files();
+  model.has_tokenizer = fs::exists(path / "tokenizer.json");
   model.weights = bind_tensors(std::move(store), model.config, *family.tensors);
   return model;
 }
@@ -85,6 +87,7 @@ OpenedModel open_gguf_model(const fs::path& path) {
     validate(model.config, path.string());
     model.config_text = metadata_text(file.metadata, architecture);
     model.files = file.store.files();
+    model.has_tokenizer = file.metadata.has("tokenizer.ggml.model");
     model.weights = bind_tensors(std::move(file.store), model.config, *family.tensors);
     return model;
   }
@@ -95,18 +98,10 @@ OpenedModel open_gguf_model(const fs::path& path) {
   fail("{}: general.architecture is \"{}\"; known: {}", path.string(), architecture, known);
 }
 
-nlohmann::json parse_json(std::string_view text, std::string_view source) {
-  try {
-    return nlohmann::json::parse(text);
-  } catch (const nlohmann::json::parse_error& error) {
-    fail("{}: not valid JSON at byte {}", source, error.byte);
-  }
-}
-
 }  // namespace
 
 const FolderFamily& folder_family(std::string_view config_text, std::string_view source) {
-  const nlohmann::json json = parse_json(config_text, source);
+  const nlohmann::json json = files::parse_strict_json(config_text, source);
   ConfigReader reader(json, std::string(source));
   const std::string type = reader.text("model_type");
   std::string known;
@@ -119,7 +114,7 @@ const FolderFamily& folder_family(std::string_view config_text, std::string_view
 
 ModelConfig parse_config(std::string_view config_text, std::string_view source) {
   const FolderFamily& family = folder_family(config_text, source);
-  const nlohmann::json json = parse_json(config_text, source);
+  const nlohmann::json json = files::parse_strict_json(config_text, source);
   ConfigReader reader(json, std::string(source));
   ModelConfig config = family.read(reader);
   reader.finish();

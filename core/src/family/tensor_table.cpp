@@ -268,7 +268,7 @@ std::string canonical_key(std::string_view canonical, std::int64_t* layer) {
     return std::string(canonical);
   }
   *layer = std::stoll(std::string(canonical.substr(0, digits)));
-  return "L" + std::string(canonical.substr(digits));
+  return std::string("L").append(canonical.substr(digits));
 }
 
 bool matches_tensor_pattern(std::string_view name, std::string_view pattern) {
@@ -302,14 +302,23 @@ std::unique_ptr<WeightSource> bind_tensors(TensorStore opened, const ModelConfig
   for (const CanonicalTensor& tensor : canonical_tensors(config)) {
     std::int64_t layer = -1;
     const std::string key = canonical_key(tensor.name, &layer);
-    const auto rule = std::find_if(table.rules.begin(), table.rules.end(),
-                                   [&](const TensorRule& r) { return r.canonical == key; });
-    if (rule == table.rules.end()) {
+    const TensorRule* rule = nullptr;
+    const TensorInfo* info = nullptr;
+    std::string name;
+    for (const TensorRule& candidate : table.rules) {
+      if (candidate.canonical != key) continue;
+      const TensorInfo* found = store.find(file_name(candidate.file, layer));
+      if (rule != nullptr && found == nullptr)
+        continue;  // name the first spelling if none is there
+      rule = &candidate;
+      info = found;
+      name = file_name(candidate.file, layer);
+      if (found != nullptr) break;
+    }
+    if (rule == nullptr) {
       fail("{}: the family {} has no tensor for \"{}\"", store.name(), config.family, key);
     }
     const Expected want = expected(key, tensor, rule->form, config);
-    const std::string name = file_name(rule->file, layer);
-    const TensorInfo* info = store.find(name);
     if (info == nullptr) {
       fail("{}: no tensor \"{}\"; expected {}", store.name(), name, shape_text(want.shape));
     }

@@ -26,7 +26,8 @@ enum class Form : std::uint8_t {
 };
 
 /// One line of a family's table. `canonical` is a name of family.h, layer tensors as "L.name".
-/// In `file`, "{p}" stands for the prefix and "{l}" for the layer number.
+/// In `file`, "{p}" stands for the prefix and "{l}" for the layer number. Several lines for one
+/// canonical tensor are spellings of different versions: the first that the file has counts.
 struct TensorRule {
   std::string_view canonical;
   std::string_view file;

@@ -1,5 +1,5 @@
-#include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "file_text.h"
 #include "lamina/core/error.h"

@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
 #include "file_text.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"

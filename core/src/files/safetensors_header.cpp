@@ -3,11 +3,13 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <unordered_set>
+#include <utility>
 
 #include "file_text.h"
 #include "lamina/core/checked.h"
 #include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
+#include "safetensors_limits.h"
 
 // The header is read by a SAX handler that accepts exactly the format's grammar, so that a hostile
 // header can neither nest deeply nor make lamina hold more than the tensors it names.
@@ -15,10 +17,9 @@
 namespace lamina {
 namespace {
 
+using files::kMaxHeader;
+using files::kMaxRank;
 using files::quote;
-
-constexpr std::uint64_t kMaxHeader = 100'000'000;  // bytes, the reference implementation's limit
-constexpr std::size_t kMaxRank = 64;
 
 struct NamedDType {
   std::string_view name;

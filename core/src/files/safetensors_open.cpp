@@ -1,4 +1,8 @@
+#include <algorithm>
+#include <iterator>
 #include <map>
+#include <set>
+#include <utility>
 
 #include "file_text.h"
 #include "lamina/core/error.h"
@@ -84,8 +88,8 @@ TensorStore open_index(const fs::path& folder, const fs::path& index_path) {
       }
     }
     if (header.tensors.size() != expected) {
-      std::map<std::string_view, bool> held;
-      for (const TensorInfo& tensor : header.tensors) held[tensor.name] = true;
+      std::set<std::string_view> held;
+      for (const TensorInfo& tensor : header.tensors) held.insert(tensor.name);
       for (const auto& [tensor, place] : weight_map) {
         if (place == shard && !held.contains(tensor)) {
           fail("{}: tensor {} is not in shard {}, which holds {} of the {} tensors placed there",

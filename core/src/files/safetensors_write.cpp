@@ -5,11 +5,13 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
 #include "file_text.h"
 #include "lamina/core/checked.h"
 #include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
+#include "safetensors_limits.h"
 
 namespace lamina {
 namespace {
@@ -87,6 +89,10 @@ std::string header_text(const fs::path& path, std::span<const F32Tensor> tensors
       fail("{}: {} cannot be the name of a tensor", name, shown);
     }
     if (!names.insert(tensor.name).second) fail("{}: tensor {} appears twice", name, shown);
+    if (tensor.shape.size() > files::kMaxRank) {
+      fail("{}: tensor {} has {} dimensions, at most {} are allowed", name, shown,
+           tensor.shape.size(), files::kMaxRank);
+    }
     const std::string what = fmt::format("{}: tensor {}: shape", name, shown);
     std::uint64_t elements = 1;
     for (std::uint64_t extent : tensor.shape) elements = checked_mul(elements, extent, what);
@@ -101,6 +107,9 @@ std::string header_text(const fs::path& path, std::span<const F32Tensor> tensors
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data are 8-byte aligned
+  if (text.size() > files::kMaxHeader) {
+    fail("{}: header of {} bytes, at most {} are allowed", name, text.size(), files::kMaxHeader);
+  }
   return text;
 }
 

@@ -9,8 +9,15 @@ namespace {
 
 using Names = std::vector<std::string>;
 
+std::size_t total_size(const Names& names) {
+  std::size_t size = 0;
+  for (const std::string& name : names) size += name.size();
+  return size;
+}
+
 std::string joined(const Names& names) {
   std::string out;
+  out.reserve(total_size(names));
   for (const std::string& name : names) out += name;
   return out;
 }
@@ -77,10 +84,14 @@ struct Apply {
 
 std::string decode_names(std::vector<std::string> names, const std::vector<DecoderStep>& steps) {
   if (steps.empty()) {
-    for (std::size_t i = 1; i < names.size(); ++i) names[i].insert(0, " ");
+    for (std::size_t i = 1; i < names.size(); ++i) names[i].insert(names[i].begin(), ' ');
     return joined(names);
   }
-  for (const DecoderStep& step : steps) std::visit(Apply{names}, step);
+  const std::size_t before = total_size(names);
+  for (const DecoderStep& step : steps) {
+    std::visit(Apply{names}, step);
+    check_growth(before, total_size(names), "decoder");
+  }
   return joined(names);
 }
 

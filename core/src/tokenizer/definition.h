@@ -61,8 +61,11 @@ GgufPreset gguf_preset(std::string_view pre, std::string_view where);
 /// Limits for files from others.
 constexpr std::size_t kMaxVocabulary = std::size_t{1} << 21;
 constexpr std::size_t kMaxMerges = std::size_t{1} << 22;
-constexpr std::size_t kMaxName = std::size_t{1} << 14;  // bytes of one entry
-constexpr std::size_t kMaxAddedName = 1024;             // bytes of one added token
-constexpr std::size_t kMaxSteps = 64;                   // of a normaliser, splitter or decoder
+constexpr std::size_t kMaxName = std::size_t{1} << 14;        // bytes of one entry
+constexpr std::size_t kMaxAddedName = 1024;                   // bytes of one added token
+constexpr std::size_t kMaxAddedTotal = std::size_t{1} << 22;  // bytes of all added tokens
+constexpr std::size_t kMaxJson = std::size_t{1} << 26;        // bytes of a JSON file
+constexpr std::size_t kMaxInsertion = 256;                    // bytes that a step puts in at once
+constexpr std::size_t kMaxSteps = 64;  // of a normaliser, splitter or decoder
 
 }  // namespace lamina::tokenizer

@@ -119,19 +119,20 @@ GgufPreset read_byte_level(const Keys& keys, Definition& out) {
   out.kind = ModelKind::ranked_bpe;
   out.options.byte_level = true;
   out.options.whole_words = preset.whole_words;
-  if (preset.nfc) out.normalizer.push_back(ToForm{UnicodeForm::nfc});
+  if (preset.nfc) out.normalizer.emplace_back(ToForm{UnicodeForm::nfc});
   if (keys.metadata.find_boolean("tokenizer.ggml.add_space_prefix").value_or(false)) {
-    out.pre_tokenizer.push_back(PrefixSpace{});
+    out.pre_tokenizer.emplace_back(PrefixSpace{});
   }
   for (std::string_view pattern : preset.patterns) {
-    out.pre_tokenizer.push_back(Split{Regex(pattern, keys.file), {}, SplitBehavior::isolated});
+    out.pre_tokenizer.emplace_back(Split{Regex(pattern, keys.file), {}, SplitBehavior::isolated});
   }
-  out.decoder.push_back(ByteLevelDecode{});
+  out.decoder.emplace_back(ByteLevelDecode{});
   read_merges(keys, out);
   return preset;
 }
 
-/// SentencePiece's BPE, driven by scores.
+/// SentencePiece's BPE, driven by scores. User-defined pieces are atoms of the text with its spaces
+/// made visible: the longest match wins, and nothing merges across it.
 void read_sentence_piece(const Keys& keys, std::size_t count, Definition& out) {
   constexpr std::string_view kScores = "tokenizer.ggml.scores";
   const std::vector<double> scores = keys.metadata.numbers(kScores);
@@ -158,12 +159,16 @@ void read_sentence_piece(const Keys& keys, std::size_t count, Definition& out) {
   out.options.fuse_unknown = true;
   out.options.unknown = keys.id("tokenizer.ggml.unknown_token_id", count).value_or(-1);
   const bool prefix = keys.metadata.find_boolean("tokenizer.ggml.add_space_prefix").value_or(true);
-  if (prefix) out.normalizer.push_back(Prepend{std::string(kSpaceMark)});
-  out.normalizer.push_back(Replace{" ", std::string(kSpaceMark), std::nullopt});
-  out.decoder.push_back(Replace{std::string(kSpaceMark), " ", std::nullopt});
-  out.decoder.push_back(ByteFallbackDecode{});
-  out.decoder.push_back(Fuse{});
-  if (prefix) out.decoder.push_back(StripCharacter{" ", 1, 0});
+  // A prefix goes in front of every section, so then they must be found before it is there.
+  if (!prefix) {
+    for (AddedToken& token : out.added) token.normalized = !token.special;
+  }
+  if (prefix) out.normalizer.emplace_back(Prepend{std::string(kSpaceMark)});
+  out.normalizer.emplace_back(Replace{" ", std::string(kSpaceMark), std::nullopt});
+  out.decoder.emplace_back(Replace{std::string(kSpaceMark), " ", std::nullopt});
+  out.decoder.emplace_back(ByteFallbackDecode{});
+  out.decoder.emplace_back(Fuse{});
+  if (prefix) out.decoder.emplace_back(StripCharacter{" ", 1, 0});
 }
 
 void read_ends(const Keys& keys, std::size_t count, bool bos_default, Definition& out) {

@@ -121,7 +121,8 @@ std::vector<Merge> read_merges(const Json& model, const Vocabulary& vocabulary,
   std::string whole;
   for (const Json& entry : list) {
     const std::size_t rank = merges.size();
-    const auto [left, right] = merge_sides(entry, rank, where);
+    const auto sides = merge_sides(entry, rank, where);
+    const std::string_view left = sides.first, right = sides.second;
     const auto id = [&](std::string_view name) {
       const std::int32_t found = vocabulary.find_in_model(name);
       if (found < 0 || name.empty()) {
@@ -279,6 +280,9 @@ void guess_ends(Definition& out) {
 }  // namespace
 
 Definition read_json_definition(std::string_view text, std::string_view name) {
+  if (text.size() > kMaxJson) {
+    fail("{}: {} bytes, at most {} are accepted", name, text.size(), kMaxJson);
+  }
   const Json root = files::parse_strict_json(text, name, kMaxDepth);
   if (!root.is_object()) fail("{}: a tokenizer.json must be an object", name);
   Definition out;

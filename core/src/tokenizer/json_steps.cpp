@@ -38,9 +38,19 @@ std::pair<std::string, std::optional<Regex>> read_pattern(const Json& part,
   return {std::string(), Regex(text_member(pattern, "Regex", where), where)};
 }
 
+/// Text that a step puts in. Short, so that a hostile chain of steps cannot make text explode.
+const std::string& read_insertion(const Json& part, std::string_view key, std::string_view where) {
+  const std::string& text = text_member(part, key, where);
+  if (text.size() > kMaxInsertion) {
+    fail("{}: {} of {} has {} bytes, at most {} are accepted", where, quote(key),
+         type_of(part, where), text.size(), kMaxInsertion);
+  }
+  return text;
+}
+
 Replace read_replace(const Json& part, std::string_view where) {
   auto [from, pattern] = read_pattern(part, where);
-  return {std::move(from), text_member(part, "content", where), std::move(pattern)};
+  return {std::move(from), read_insertion(part, "content", where), std::move(pattern)};
 }
 
 SplitBehavior read_behavior(const Json& part, std::string_view where) {
@@ -95,7 +105,7 @@ NormalizerStep read_normalizer_step(const Json& part, std::string_view where) {
   if (type == "NFKC") return ToForm{UnicodeForm::nfkc};
   if (type == "NFKD") return ToForm{UnicodeForm::nfkd};
   if (type == "Lowercase") return Lowercase{};
-  if (type == "Prepend") return Prepend{text_member(part, "prepend", where)};
+  if (type == "Prepend") return Prepend{read_insertion(part, "prepend", where)};
   if (type == "Replace") return read_replace(part, where);
   if (type == "Strip") {
     return StripSpace{bool_member(part, "strip_left", false, where),
@@ -111,30 +121,30 @@ void read_pre_tokenizer_step(const Json& part, std::string_view where, PreTokeni
     fail("{}: pre-tokenizer {} after ByteLevel is not supported", where, quote(type));
   }
   if (type == "ByteLevel") {
-    if (bool_member(part, "add_prefix_space", true, where)) out.steps.push_back(PrefixSpace{});
+    if (bool_member(part, "add_prefix_space", true, where)) out.steps.emplace_back(PrefixSpace{});
     if (bool_member(part, "use_regex", true, where)) {
-      out.steps.push_back(split_at(kGpt2Pattern, SplitBehavior::isolated));
+      out.steps.emplace_back(split_at(kGpt2Pattern, SplitBehavior::isolated));
     }
     out.byte_level = true;
   } else if (type == "Split") {
     auto [literal, pattern] = read_pattern(part, where);
-    out.steps.push_back(Split{std::move(pattern), std::move(literal), read_behavior(part, where),
-                              bool_member(part, "invert", false, where)});
+    out.steps.emplace_back(Split{std::move(pattern), std::move(literal), read_behavior(part, where),
+                                 bool_member(part, "invert", false, where)});
   } else if (type == "Digits") {
     const bool single = bool_member(part, "individual_digits", false, where);
-    out.steps.push_back(
+    out.steps.emplace_back(
         split_at(R"(\p{N})", single ? SplitBehavior::isolated : SplitBehavior::contiguous));
   } else if (type == "Punctuation") {
     Split split = split_at(R"([\p{P}$+<=>^`|~])", SplitBehavior::isolated);
     if (!member(part, "behavior", where).is_null()) split.behavior = read_behavior(part, where);
-    out.steps.push_back(std::move(split));
+    out.steps.emplace_back(std::move(split));
   } else if (type == "Metaspace") {
-    out.steps.push_back(read_metaspace(part, where));
+    out.steps.emplace_back(read_metaspace(part, where));
   } else if (type == "Whitespace") {
-    out.steps.push_back(split_at(R"([\w\x{200C}\x{200D}]+|[^\w\s\x{200C}\x{200D}]+)",
-                                 SplitBehavior::removed, true));
+    out.steps.emplace_back(split_at(R"([\w\x{200C}\x{200D}]+|[^\w\s\x{200C}\x{200D}]+)",
+                                    SplitBehavior::removed, true));
   } else if (type == "WhitespaceSplit") {
-    out.steps.push_back(split_at(R"(\s)", SplitBehavior::removed));
+    out.steps.emplace_back(split_at(R"(\s)", SplitBehavior::removed));
   } else {
     refuse("pre-tokenizer", part, where);
   }

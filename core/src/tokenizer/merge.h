@@ -73,7 +73,8 @@ void merge_long(std::vector<Symbol>& symbols, MergeBuffers& buffers,
                 const FindCandidate& candidate) {
   constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
   const auto count = static_cast<std::uint32_t>(symbols.size());
-  auto& [heap, next, previous] = buffers;
+  std::vector<QueuedMerge>& heap = buffers.heap;
+  std::vector<std::uint32_t>&next = buffers.next, &previous = buffers.previous;
   const auto order = [](const QueuedMerge& a, const QueuedMerge& b) { return a.after(b); };
   next.resize(count), previous.resize(count);
   for (std::uint32_t i = 0; i < count; ++i) {

@@ -63,7 +63,7 @@ struct Apply {
   std::string operator()(const ToForm& step) const { return to_form(text, step.form); }
   std::string operator()(const Lowercase&) const { return lowercase(text); }
   std::string operator()(const Prepend& step) const {
-    return text.empty() ? std::string() : step.prefix + std::string(text);
+    return text.empty() ? std::string() : std::string(step.prefix).append(text);
   }
   std::string operator()(const Replace& step) const { return replace_matches(text, step); }
   std::string operator()(const StripSpace& step) const { return strip(text, step); }
@@ -133,9 +133,20 @@ std::string replace_matches(std::string_view text, const Replace& step) {
   return out;
 }
 
+void check_growth(std::size_t before, std::size_t after, std::string_view what) {
+  constexpr std::size_t kFactor = 64, kAtLeast = std::size_t{1} << 16;
+  if (after > kAtLeast && after / kFactor > before) {
+    fail("the {} makes {} bytes of {}, at most {} times as many are accepted", what, after, before,
+         kFactor);
+  }
+}
+
 std::string normalize(std::string_view text, const std::vector<NormalizerStep>& steps) {
   std::string out(text);
-  for (const NormalizerStep& step : steps) out = std::visit(Apply{out}, step);
+  for (const NormalizerStep& step : steps) {
+    out = std::visit(Apply{out}, step);
+    check_growth(text.size(), out.size(), "normaliser");
+  }
   return out;
 }
 

@@ -33,6 +33,9 @@ struct StripSpace {
 };
 using NormalizerStep = std::variant<ToForm, Lowercase, Prepend, Replace, StripSpace>;
 
+/// Error if a chain of steps of `what` has made a text grow beyond all reason.
+void check_growth(std::size_t before, std::size_t after, std::string_view what);
+
 /// The steps in order.
 std::string normalize(std::string_view text, const std::vector<NormalizerStep>& steps);
 std::string replace_matches(std::string_view text, const Replace& step);

@@ -85,7 +85,7 @@ class Steps {
 
   void operator()(const PrefixSpace&) {
     for (std::string_view& text : pieces_.views) {
-      if (!text.starts_with(' ')) text = own(" " + std::string(text));
+      if (!text.starts_with(' ')) text = own(std::string(1, ' ').append(text));
     }
   }
 

@@ -61,7 +61,7 @@ std::string property(std::string_view name) {
   if (name.starts_with('^')) caret = "^", name.remove_prefix(1);
   bool script = name.size() > 2;
   for (std::string_view other : kNotScripts) script = script && name != other;
-  return "{" + caret + (script ? "sc:" : "") + std::string(name) + "}";
+  return fmt::format("{{{}{}{}}}", caret, script ? "sc:" : "", name);
 }
 
 class Translator {
@@ -92,8 +92,9 @@ class Translator {
     const char c = in_[at_ + 1];
     if (const std::string_view members = class_members(c); !members.empty()) {
       if (in_class_ && is_upper(c)) refuse(fmt::format("\\{} inside a character class", c));
-      const std::string inside(members);
-      out_ += in_class_ ? inside : is_upper(c) ? "[^" + inside + "]" : "[" + inside + "]";
+      out_ += in_class_ ? "" : is_upper(c) ? "[^" : "[";
+      out_ += members;
+      out_ += in_class_ ? "" : "]";
       at_ += 2;
     } else if ((c == 'p' || c == 'P') && at_ + 2 < in_.size() && in_[at_ + 2] == '{') {
       const std::size_t close = in_.find('}', at_);

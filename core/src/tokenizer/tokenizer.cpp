@@ -15,8 +15,6 @@ namespace {
 
 using namespace tokenizer;  // NOLINT: the private half of this one class
 
-constexpr std::uintmax_t kMaxFile = 128u << 20;
-
 /// How vocabulary names spell text.
 struct Spelling {
   bool byte_level = false, byte_fallback = false;
@@ -53,8 +51,8 @@ std::string read_file(const std::filesystem::path& path) {
   std::error_code error;
   const std::uintmax_t size = std::filesystem::file_size(path, error);
   if (error) fail("{}: {}", path.string(), error.message());
-  if (size > kMaxFile) {
-    fail("{}: {} bytes, a tokenizer file has at most {}", path.string(), size, kMaxFile);
+  if (size > kMaxJson) {
+    fail("{}: {} bytes, a tokenizer file has at most {}", path.string(), size, kMaxJson);
   }
   std::ifstream in(path, std::ios::binary);
   std::string text(size, '\0');
@@ -126,6 +124,7 @@ struct Tokenizer::Impl {
 
   void split_added() {
     std::vector<AddedToken> raw, normalized;
+    std::size_t total = 0;
     for (AddedToken token : definition.added) {
       if (token.normalized) {
         token.content = normalize(token.content, definition.normalizer);
@@ -133,6 +132,13 @@ struct Tokenizer::Impl {
       } else {
         raw.push_back(std::move(token));
       }
+    }
+    for (const auto* tokens : {&raw, &normalized}) {
+      for (const AddedToken& token : *tokens) total += token.content.size();
+    }
+    if (total > kMaxAddedTotal) {
+      fail("{}: the added tokens have {} bytes, at most {} are accepted", definition.name, total,
+           kMaxAddedTotal);
     }
     in_raw = AddedTokenSplitter(std::move(raw));
     in_normalized = AddedTokenSplitter(std::move(normalized));

@@ -37,6 +37,11 @@ class Model {
   std::uint64_t parameters() const { return parameters_; }
   std::uint64_t weight_bytes() const;  // of the packed weights in memory
 
+  /// What the final norm multiplies by, offset included: out [d_model]; ones without a final norm.
+  void final_norm_weight(std::span<float> out) const;
+  /// Rows first … first + count − 1 of the unembedding matrix: out [count, d_model].
+  void unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const;
+
   const Weights& weights() const { return *weights_; }
 
  private:

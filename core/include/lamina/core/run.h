@@ -38,7 +38,8 @@ struct GenerateOptions {
   std::int64_t max_new_tokens = 0;
   double temperature = 0.0;
   double top_p = 1.0;
-  std::uint64_t seed = 0;  // each prompt draws from its own stream: (seed, prompt index)
+  std::uint64_t seed = 0;         // each prompt draws from its own stream: (seed, prompt index)
+  std::int64_t first_prompt = 0;  // index of prompts[0] in the run (shards)
   bool stop_at_eos = true;
   std::int64_t batch_prompts = 16;
   Progress progress;

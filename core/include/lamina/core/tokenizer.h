@@ -15,16 +15,18 @@ class GgufMetadata;
 
 /// Whether encode() puts the beginning-of-sequence token in front.
 enum class Bos : std::uint8_t {
-  model,   ///< as the tokenizer file says (its post-processor or add_bos_token)
+  model,   ///< as the tokenizer file says (its post-processor or add_bos_token); the only choice
+           ///< that also puts an end-of-sequence token behind the text, if the file says so
   always,  ///< always; Error if the tokenizer has none
   never,
 };
 
 /// Text to token ids and back. Immutable after loading; safe to share between threads.
 ///
-/// Two algorithms: byte-level BPE (GPT-2, Llama 3, Qwen 2/3, SmolLM2 pre-tokenizers) and
-/// SentencePiece-style BPE with byte fallback (Llama 2, Gemma). Reference: the `tokenizers`
-/// package.
+/// Byte-level BPE (GPT-2, Llama 3, Qwen 2/3, SmolLM2 pre-tokenizers), SentencePiece-style BPE with
+/// byte fallback (Llama 2, Gemma), and whole words (WordLevel). References: the `tokenizers`
+/// package; for the scored pieces of a GGUF file the `sentencepiece` package. Neither truncation
+/// nor padding of a file is applied.
 class Tokenizer {
  public:
   /// From the text of a tokenizer.json. `name` is used in messages. A pre-tokenizer, normaliser or
@@ -40,7 +42,8 @@ class Tokenizer {
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
 
-  /// Token ids of UTF-8 `text`. Invalid UTF-8 is an Error naming the byte offset.
+  /// Token ids of UTF-8 `text`. Invalid UTF-8 is an Error naming the byte offset; so is a character
+  /// for which there is neither a token nor an unknown token (the reference drops it silently).
   /// `parse_special`: whether special tokens written out in the text become their ids.
   std::vector<std::int32_t> encode(std::string_view text, Bos bos = Bos::model,
                                    bool parse_special = true) const;
@@ -63,11 +66,14 @@ class Tokenizer {
 
   /// One more than the largest id.
   std::int32_t vocab_size() const;
+  /// The tokens that begin and end a text. A tokenizer.json alone does not name them: then those of
+  /// its post-processor, or a special token with a name in common use ("<s>", "<|endoftext|>", …).
   std::optional<std::int32_t> bos_id() const;
   std::optional<std::int32_t> eos_id() const;
   /// Whether encode(…, Bos::model) adds a BOS token.
   bool adds_bos() const;
-  /// SHA-256 (hex) of the definition it was made from: file text, or vocabulary, merges and types.
+  /// SHA-256 (hex) of the definition it was made from: file text, or vocabulary,
+  /// types, scores and merges. A tokenizer_config.json does not count.
   const std::string& sha256() const;
 
  private:

@@ -9,13 +9,26 @@
 
 namespace lamina::kernels {
 
+/// c [rows, 32] = (accumulate ? c : 0) + a·b, then + bias if given. b [k, 32] with row stride ldb.
+/// a is packed in groups of 16 inner indices: a[((k / 16)·rows + r)·16 + k mod 16].
+struct TileArgs {
+  const float* a;
+  const float* b;
+  std::int64_t ldb, k;
+  float* c;
+  std::int64_t ldc;
+  const float* bias;  // [32] or nullptr
+  bool accumulate;
+  /// Fetched into the cache meanwhile: 32 floats from here per inner index, moving on by
+  /// ahead_step.
+  const float* ahead;
+  std::int64_t ahead_step;
+};
+
 struct KernelTable {
   const char* name;
   int tile_rows;  // most rows of one tile
-  /// c [rows, 32] = (accumulate ? c : 0) + a·b, then + bias if given. b [k, 32] with row stride
-  /// ldb. a is packed in groups of 16 inner indices: a[((k / 16)·rows + r)·16 + k mod 16].
-  void (*tile)(int rows, const float* a, const float* b, std::int64_t ldb, std::int64_t k, float* c,
-               std::int64_t ldc, const float* bias, bool accumulate);
+  void (*tile)(int rows, const TileArgs& args);
   double (*sum)(const float* x, std::int64_t n);
   double (*sum_squares)(const float* x, std::int64_t n, float mean);  // of x − mean
   void (*normalize)(const float* x, std::int64_t n, float mean, float scale, float* y);

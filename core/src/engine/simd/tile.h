@@ -4,6 +4,7 @@
 // chain of fused multiply-adds over the inner index in increasing order. How many rows share a call
 // decides the speed, never a value.
 
+#include "engine/simd/table.h"
 #include "engine/simd/vec.h"
 
 namespace lamina::kernels::LAMINA_SIMD_NS {
@@ -30,24 +31,28 @@ inline void step(const float* a, const float* b, F (&acc)[rows][vectors]) {
 }
 
 template <int rows, int vectors>
-void tile_columns(const float* a, const float* b, std::int64_t ldb, std::int64_t k, float* c,
-                  std::int64_t ldc, const float* bias, bool accumulate) {
+void tile_columns(const TileArgs& t, int column) {
+  const float* a = t.a;
+  const float* b = t.b + column;
+  float* c = t.c + column;
+  const std::int64_t ldb = t.ldb, ldc = t.ldc;
   F acc[rows][vectors];
   for (int r = 0; r < rows; ++r) {
     for (int j = 0; j < vectors; ++j) acc[r][j] = set1(0.0f);
   }
-  if (accumulate) {
+  if (t.accumulate) {
     for (int r = 0; r < rows; ++r) {
       for (int j = 0; j < vectors; ++j) acc[r][j] = load(c + r * ldc + 16 * j);
     }
   }
-  constexpr int kAhead = 32;  // steps of b fetched in advance
-  std::int64_t left = k;
+  const float* ahead = t.ahead + column;
+  std::int64_t left = t.k;
   for (; left >= 16; left -= 16) {
     for (int i = 0; i < 16; ++i) {
-      for (int j = 0; j < vectors; ++j) __builtin_prefetch(b + kAhead * ldb + 16 * j);
+      for (int j = 0; j < vectors; ++j) __builtin_prefetch(ahead + 16 * j);
       step<rows, vectors>(a + i, b, acc);
       b += ldb;
+      ahead += t.ahead_step;
     }
     a += 16 * rows;
   }
@@ -55,7 +60,8 @@ void tile_columns(const float* a, const float* b, std::int64_t ldb, std::int64_t
     step<rows, vectors>(a + i, b, acc);
     b += ldb;
   }
-  if (bias != nullptr) {
+  if (t.bias != nullptr) {
+    const float* bias = t.bias + column;
     for (int r = 0; r < rows; ++r) {
       for (int j = 0; j < vectors; ++j) acc[r][j] = add(acc[r][j], load(bias + 16 * j));
     }
@@ -66,16 +72,13 @@ void tile_columns(const float* a, const float* b, std::int64_t ldb, std::int64_t
 }
 
 template <int rows>
-void tile_rows(const float* a, const float* b, std::int64_t ldb, std::int64_t k, float* c,
-               std::int64_t ldc, const float* bias, bool accumulate) {
-  for (int j = 0; j < 2; j += kTileVectors) {
-    tile_columns<rows, kTileVectors>(a, b + 16 * j, ldb, k, c + 16 * j, ldc,
-                                     bias == nullptr ? nullptr : bias + 16 * j, accumulate);
+void tile_rows(const TileArgs& t) {
+  for (int column = 0; column < 32; column += 16 * kTileVectors) {
+    tile_columns<rows, kTileVectors>(t, column);
   }
 }
 
-using TileRows = void (*)(const float*, const float*, std::int64_t, std::int64_t, float*,
-                          std::int64_t, const float*, bool);
+using TileRows = void (*)(const TileArgs&);
 template <int n, int... r>
 struct TileSizes : TileSizes<n - 1, n, r...> {};
 template <int... r>
@@ -83,9 +86,8 @@ struct TileSizes<0, r...> {
   static constexpr TileRows functions[] = {&tile_rows<r>...};  // by rows − 1
 };
 
-void tile(int rows, const float* a, const float* b, std::int64_t ldb, std::int64_t k, float* c,
-          std::int64_t ldc, const float* bias, bool accumulate) {
-  TileSizes<kTileRows>::functions[rows - 1](a, b, ldb, k, c, ldc, bias, accumulate);
+void tile(int rows, const TileArgs& t) {
+  TileSizes<kTileRows>::functions[rows - 1](t);
 }
 
 }  // namespace lamina::kernels::LAMINA_SIMD_NS

@@ -44,6 +44,7 @@ void run_probes(std::span<Probe* const> probes, Forward& forward, std::span<cons
 
 /// Runs several probes over a recording. Error if it lacks a site that one of them wants.
 void run_probes(std::span<Probe* const> probes, const Recording& recording,
-                std::uint64_t block_bytes = std::uint64_t{256} << 20, const Progress& progress = {});
+                std::uint64_t block_bytes = std::uint64_t{256} << 20,
+                const Progress& progress = {});
 
 }  // namespace lamina

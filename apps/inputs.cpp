@@ -1,0 +1,135 @@
+#include "inputs.h"
+
+#include <chrono>
+#include <ctime>
+
+#include "lamina/core/error.h"
+#include "paths.h"
+#include "ui/terminal.h"
+#include "ui/text.h"
+
+namespace lamina::cli {
+namespace {
+
+Bos parse_bos(const std::string& word) {
+  return word == "always" ? Bos::always : word == "never" ? Bos::never : Bos::model;
+}
+
+}  // namespace
+
+void add_prompt_options(CLI::App& verb, PromptInputs& inputs) {
+  CLI::Option* file = verb.add_option("--prompts", inputs.file,
+                                      "prompts: one a line (.txt) or JSON objects (.jsonl)")
+                          ->option_text("FILE");
+  verb.add_option("--text", inputs.texts, "prompts given here")
+      ->option_text("TEXT...")
+      ->excludes(file);
+  verb.add_option("--bos", inputs.bos,
+                  "beginning-of-sequence token: as the model says (default), always, never")
+      ->check(CLI::IsMember({"model", "always", "never"}))
+      ->option_text("WHEN");
+}
+
+bool has_prompts(const PromptInputs& inputs) {
+  return !inputs.file.empty() || !inputs.texts.empty();
+}
+
+bool prepends_bos(const PromptInputs& inputs, const Model& model) {
+  if (model.tokenizer() == nullptr) return false;
+  const Bos bos = parse_bos(inputs.bos);
+  return bos == Bos::always || (bos == Bos::model && model.tokenizer()->adds_bos());
+}
+
+std::vector<Prompt> load_prompts(const PromptInputs& inputs, const Model& model) {
+  if (!has_prompts(inputs)) fail_usage("prompts are missing; give --prompts FILE or --text TEXT");
+  const PromptOptions options{parse_bos(inputs.bos), true};
+  std::vector<Prompt> prompts;
+  if (!inputs.file.empty()) {
+    prompts = read_prompts(inputs.file, model.tokenizer(), model.config().d_vocab, options);
+    if (prompts.empty()) fail("{}: it holds no prompts", inputs.file);
+  } else {
+    if (model.tokenizer() == nullptr) {
+      fail("{}: the model has no tokenizer; give token ids in a --prompts FILE.jsonl", model.id());
+    }
+    prompts = text_prompts(inputs.texts, *model.tokenizer(), options);
+  }
+  for (const Prompt& prompt : prompts) {
+    if (static_cast<std::int64_t>(prompt.ids.size()) > model.config().n_ctx) {
+      fail("prompt '{}' has {} tokens; the model's context holds {}", prompt.id, prompt.ids.size(),
+           model.config().n_ctx);
+    }
+  }
+  return prompts;
+}
+
+void add_sampling_options(CLI::App& verb, Sampling& sampling) {
+  verb.add_option("--temperature", sampling.temperature, "0 (default) takes the most likely token")
+      ->check(CLI::NonNegativeNumber)
+      ->option_text("T");
+  verb.add_option("--top-p", sampling.top_p,
+                  "sample from the most likely tokens that hold this share")
+      ->check(CLI::Range(0.0, 1.0))
+      ->option_text("P");
+}
+
+void generate_with_progress(Forward& forward, std::span<Prompt> prompts, const Sampling& sampling,
+                            std::int64_t first, const Globals& globals) {
+  const std::int64_t context = forward.model().config().n_ctx;
+  for (const Prompt& prompt : prompts) {
+    const auto length = static_cast<std::int64_t>(prompt.ids.size());
+    if (length + sampling.max_new > context) {
+      fail("prompt '{}' has {} tokens and {} more were asked for; the model's context holds {}",
+           prompt.id, length, sampling.max_new, context);
+    }
+  }
+  GenerateOptions options;
+  options.max_new_tokens = sampling.max_new;
+  options.temperature = sampling.temperature;
+  options.top_p = sampling.top_p;
+  options.seed = globals.seed;
+  options.first_prompt = first;
+  ProgressLine progress("generating", "tokens",
+                        static_cast<std::int64_t>(prompts.size()) * sampling.max_new);
+  options.progress = [&](std::int64_t, std::int64_t tokens) { progress.update(tokens); };
+  generate(forward, prompts, options);
+  progress.finish();
+}
+
+void add_output_options(CLI::App& verb, OutputOptions& options, const std::string& what) {
+  verb.add_option("-o,--output", options.path, what)->option_text("FILE");
+  verb.add_flag("--force", options.force, "overwrite the output file");
+}
+
+Model load_model(const std::string& typed) {
+  const auto path = resolve_model(typed);
+  const auto start = std::chrono::steady_clock::now();
+  Model model = Model::load(path);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  message(LogLevel::debug, fmt::format("loaded {} in {} ({} of weights)", path.string(),
+                                       duration_text(seconds), bytes_text(model.weight_bytes())));
+  return model;
+}
+
+std::string now_utc() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z", parts.tm_year + 1900, parts.tm_mon + 1,
+                     parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec);
+}
+
+std::map<std::string, std::string> provenance(const Globals& globals) {
+  return {{"tool_version", LAMINA_VERSION},
+          {"argv", globals.argv},
+          {"created_utc", now_utc()},
+          {"seed", std::to_string(globals.seed)}};
+}
+
+std::int64_t total_tokens(std::span<const Prompt> prompts) {
+  std::int64_t total = 0;
+  for (const Prompt& prompt : prompts) total += static_cast<std::int64_t>(prompt.ids.size());
+  return total;
+}
+
+}  // namespace lamina::cli

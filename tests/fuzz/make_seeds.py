@@ -1,0 +1,96 @@
+"""Writes the hand-made seeds of the fuzz corpora (the other files were found by the fuzzers).
+
+    python3 tests/fuzz/make_seeds.py
+"""
+
+import json
+import pathlib
+import struct
+
+CORPUS = pathlib.Path(__file__).with_name("corpus")
+
+
+def write_safetensors(name, header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    (CORPUS / "safetensors" / name).write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def entry(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def text(s):
+    return struct.pack("<Q", len(s)) + s.encode()
+
+
+def key(name, kind, payload):
+    return text(name) + struct.pack("<I", kind) + payload
+
+
+def tensor(name, dims, kind, offset):
+    extents = b"".join(struct.pack("<Q", d) for d in dims)
+    return text(name) + struct.pack("<I", len(dims)) + extents + struct.pack("<IQ", kind, offset)
+
+
+def write_gguf(name, keys=(), tensors=(), data=b"", version=3, counts=None, alignment=32):
+    counts = counts or (len(tensors), len(keys))
+    out = b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(keys) + b"".join(tensors)
+    if data:
+        out += b"\0" * (-len(out) % alignment) + data
+    (CORPUS / "gguf" / name).write_bytes(out)
+
+
+def safetensors_seeds():
+    mixed = {
+        "__metadata__": {"format": "pt"},
+        "a": entry("F32", [2], 0, 8),
+        "b": entry("F16", [2, 3], 8, 20),
+        "z": entry("BF16", [0], 20, 20),
+        "i": entry("I64", [1], 20, 28),
+        "t": entry("BOOL", [1], 28, 29),
+        "d": entry("F64", [], 29, 37),
+    }
+    write_safetensors("valid_mixed", mixed, b"\x3c" * 37)
+    write_safetensors("valid_empty", {})
+    write_safetensors("hole", {"a": entry("U8", [2], 0, 2), "b": entry("U8", [2], 3, 5)}, b"12345")
+    write_safetensors("overlap", {"a": entry("U8", [3], 0, 3), "b": entry("U8", [3], 2, 5)}, b"12345")
+    write_safetensors("duplicate", b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{}}', b"1")
+    write_safetensors("deep", b'{"a":' + b"[" * 200)
+    write_safetensors("overflow", {"a": entry("F32", [2**32, 2**32], 0, 0)})
+    write_safetensors("bad_utf8", b'{"\xff":1}')
+    (CORPUS / "safetensors" / "long_header").write_bytes(struct.pack("<Q", 2**63) + b"{}")
+
+
+def gguf_seeds():
+    scalars = [
+        (0, "B", 1), (1, "b", -1), (2, "H", 1), (3, "h", -1), (4, "I", 1), (5, "i", -1),
+        (6, "f", 1.5), (7, "?", True), (10, "Q", 1), (11, "q", -1), (12, "d", 0.5),
+    ]  # fmt: skip
+    keys = [key(f"k{t}", t, struct.pack("<" + f, v)) for t, f, v in scalars]
+    keys += [key(f"a{t}", 9, struct.pack("<IQ", t, 2) + struct.pack("<2" + f, v, v)) for t, f, v in scalars]
+    keys += [key("s", 8, text("hi")), key("as", 9, struct.pack("<IQ", 8, 2) + text("a") + text("bc"))]
+    write_gguf("valid_values", keys)
+
+    blocks = [
+        (0, 1, 4), (1, 1, 2), (2, 32, 18), (3, 32, 20), (6, 32, 22), (7, 32, 24), (8, 32, 34),
+        (12, 256, 144), (13, 256, 176), (14, 256, 210), (30, 1, 2), (26, 1, 4),
+    ]  # fmt: skip
+    tensors, data = [], b""
+    for kind, elements, size in blocks:
+        tensors.append(tensor(f"t{kind}", [elements], kind, len(data)))
+        data += bytes((i * 37 + kind) % 256 for i in range(size)) + b"\0" * (-size % 32)
+    write_gguf("valid_types", [key("general.alignment", 4, struct.pack("<I", 32))], tensors, data)
+    wide = [key("general.alignment", 4, struct.pack("<I", 64))]
+    write_gguf("valid_v2", wide, [tensor("w", [2, 3, 1, 1], 0, 0)], b"x" * 24, version=2, alignment=64)
+
+    write_gguf("v1", version=1)
+    write_gguf("big_endian", version=3 << 24)
+    write_gguf("counts", counts=(2**60, 2**63))
+    write_gguf("array_huge", [key("k", 9, struct.pack("<IQ", 8, 2**61))])
+    write_gguf("nested", [key("k", 9, struct.pack("<IQIQ", 9, 1, 0, 1) + b"1")])
+    write_gguf("overlap", [], [tensor("a", [9], 0, 0), tensor("b", [1], 0, 32)], b"x" * 64)
+    write_gguf("dims_overflow", [], [tensor("a", [2**62, 4], 0, 0)], b"x" * 64)
+
+
+safetensors_seeds()
+gguf_seeds()
