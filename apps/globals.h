@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace lamina::cli {
 
@@ -18,6 +19,8 @@ struct Globals {
   std::string argv;  // for provenance
   /// Set by the verb that was typed; runs after all options are known. Returns the exit code.
   std::function<int()> action;
+  /// Runs another command line ("record", "organism", …) with these global options.
+  std::function<int(const std::vector<std::string>&)> run;
 };
 
 }  // namespace lamina::cli

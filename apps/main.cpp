@@ -2,18 +2,22 @@
 // 0: done. 1: failed (one line on standard error). 2: the command line was wrong.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
 #include <sstream>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "cli_errors.h"
 #include "globals.h"
 #include "lamina/core/error.h"
 #include "ui/output.h"
 #include "ui/terminal.h"
+#include "ui/text.h"
 #include "verbs/verbs.h"
 
 #ifdef _OPENMP
@@ -29,16 +33,8 @@ constexpr int kUsage = 2;
 std::string joined_argv(int argc, char** argv) {
   std::string all;
   for (int i = 0; i < argc; ++i) {
-    const std::string_view word(argv[i]);
-    const bool plain = !word.empty() &&
-                       word.find_first_of(" \t\n'\"\\$*?&|;<>()[]{}#~`!") == std::string_view::npos;
-    std::string quoted(word);
-    if (!plain) {
-      quoted = "'";
-      for (char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-      quoted += "'";
-    }
-    all += (i == 0 ? "" : " ") + quoted;
+    if (i > 0) all += ' ';
+    all += quoted_word(argv[i]);
   }
   return all;
 }
@@ -57,28 +53,48 @@ void add_global_options(CLI::App& app, Globals& globals) {
       ->option_text("LEVEL");
 }
 
-int run(int argc, char** argv) {
-  Globals globals;
-  globals.argv = joined_argv(argc, argv);
-  CLI::App app("See what a transformer language model does inside.", "lamina");
+void add_everything(CLI::App& app, Globals& globals) {
   app.set_version_flag("--version", "lamina " LAMINA_VERSION, "print the version and exit");
   app.set_help_flag("--help,-h", "print this help and exit");
   app.require_subcommand(1);
   app.fallthrough();  // global options may stand after the verb as well
   app.get_formatter()->column_width(34);
   add_global_options(app, globals);
-
   register_info(app, globals);
   register_verify(app, globals);
   register_diff(app, globals);
+  register_demo(app, globals);
   register_record(app, globals);
   register_merge(app, globals);
   register_generate(app, globals);
   register_tokenize(app, globals);
   register_lens(app, globals);
   register_latent(app, globals);
+  register_completion(app, globals);
   app.footer("`lamina VERB --help` explains a verb. Documentation: docs/ in the source tree.");
+}
 
+// One command line from within another, with the same global options: how demo runs its steps.
+int run_nested(const Globals& outer, std::vector<std::string> words) {
+  Globals globals = outer;
+  globals.action = nullptr;
+  globals.argv = "lamina";
+  for (const std::string& word : words) globals.argv += " " + quoted_word(word);
+  CLI::App app("", "lamina");
+  add_everything(app, globals);
+  std::reverse(words.begin(), words.end());  // as CLI11 wants them
+  app.parse(words);
+  return globals.action();
+}
+
+int run(int argc, char** argv) {
+  Globals globals;
+  globals.argv = joined_argv(argc, argv);
+  globals.run = [&globals](const std::vector<std::string>& words) {
+    return run_nested(globals, words);
+  };
+  CLI::App app("See what a transformer language model does inside.", "lamina");
+  add_everything(app, globals);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& request) {  // --help, --version

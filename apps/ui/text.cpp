@@ -202,4 +202,20 @@ std::string duration_text(double seconds) {
   return fmt::format("{} h {} min", whole / 3600, whole % 3600 / 60);
 }
 
+std::string quoted_word(std::string_view word) {
+  constexpr std::string_view kSpecial = " \t\n'\"\\$*?&|;<>()[]{}#~`!";
+  if (!word.empty() && word.find_first_of(kSpecial) == std::string_view::npos) {
+    return std::string(word);
+  }
+  std::string quoted = "'";
+  for (char c : word) {
+    if (c == '\'') {
+      quoted += "'\\''";
+    } else {
+      quoted += c;
+    }
+  }
+  return quoted + "'";
+}
+
 }  // namespace lamina::cli

@@ -20,6 +20,9 @@ std::string escape_controls(std::string_view text);
 /// UTF-8 escaped: " the", "\n", "\xe4\xbd".
 std::string quoted_piece(std::string_view bytes);
 
+/// A word as one would type it for a POSIX shell, in quotes if it needs them.
+std::string quoted_word(std::string_view word);
+
 /// 1234567 → "1,234,567".
 std::string grouped(std::int64_t value);
 /// Three significant digits: 0.0123, 4.56, 789, 12.3k, 4.56M.

@@ -11,11 +11,13 @@ namespace lamina::cli {
 void register_info(CLI::App& app, Globals& globals);
 void register_verify(CLI::App& app, Globals& globals);
 void register_diff(CLI::App& app, Globals& globals);
+void register_demo(CLI::App& app, Globals& globals);
 void register_record(CLI::App& app, Globals& globals);
 void register_merge(CLI::App& app, Globals& globals);
 void register_generate(CLI::App& app, Globals& globals);
 void register_tokenize(CLI::App& app, Globals& globals);
 void register_lens(CLI::App& app, Globals& globals);
 void register_latent(CLI::App& app, Globals& globals);
+void register_completion(CLI::App& app, Globals& globals);
 
 }  // namespace lamina::cli

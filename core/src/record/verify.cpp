@@ -15,8 +15,8 @@ std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);
 }
 
-// Relative rounding of one fp32 operation, and of storing a value.
-constexpr double kArithmetic = 0x1p-23;
+// Relative rounding of a sum of three fp32 terms, and of storing a value.
+constexpr double kArithmetic = 0x1.00001p-23;  // two roundings, second order included
 double store_rounding(StoreType type) {
   return type == StoreType::f16 ? 0x1p-11 : type == StoreType::bf16 ? 0x1p-8 : 0.0;
 }
@@ -201,6 +201,7 @@ void Verifier::stream(const ActivationBlock& stored) {
   }
   for (std::int32_t layer = 0; layer < config_.n_layers; ++layer) {
     const Values* pre = at(SiteKind::resid_pre, layer);
+    if (pre == nullptr && !post_norm && layer > 0) pre = at(SiteKind::resid_post, layer - 1);
     const Values* attn = at(SiteKind::attn_out, layer);
     const Values* mid = at(SiteKind::resid_mid, layer);
     const Values* out = at(SiteKind::mlp_out, layer);

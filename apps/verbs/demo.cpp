@@ -1,0 +1,92 @@
+// lamina demo: what lamina does, on a small model that ships with it. Each step is a command line
+// that a user could type; it is printed, then run.
+
+#include <chrono>
+#include <memory>
+
+#include "lamina/core/error.h"
+#include "paths.h"
+#include "ui/output.h"
+#include "ui/terminal.h"
+#include "ui/text.h"
+#include "verbs/verbs.h"
+
+namespace lamina::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The shorter of the path itself and the way to it from here.
+std::string typed_path(const fs::path& path) {
+  std::error_code ignored;
+  const std::string direct = fs::proximate(path, ignored).string();
+  return !direct.empty() && direct.size() < path.string().size() ? direct : path.string();
+}
+
+void step(const Globals& globals, const std::string& why, const std::vector<std::string>& words,
+          const std::string& hidden = {}) {
+  std::string line;
+  for (const std::string& word : words) line += " " + quoted_word(word);
+  Output out;
+  out.print("\n{}\n{}\n", styled(Style::bold, why), styled(Style::note, "$ lamina" + line));
+  out.close();
+  std::vector<std::string> all = words;
+  if (!hidden.empty()) all.push_back(hidden);
+  if (globals.run(all) != 0) fail("the demonstration stopped: lamina{} failed", line);
+}
+
+int run_demo(const std::string& typed, const Globals& globals) {
+  const auto start = std::chrono::steady_clock::now();
+  const fs::path folder = typed.empty() ? "lamina-demo" : typed;
+  fs::create_directories(folder);
+  const auto in = [&](const char* name) { return (folder / name).string(); };
+  const std::string prompts = typed_path(data_folder() / "organism" / "prompts.jsonl");
+
+  step(globals,
+       "The organism: a small trained transformer that finishes sentences, compares years, repeats "
+       "patterns and translates words.",
+       {"info", "organism"});
+  step(globals, "Let it continue a sentence that only someone who keeps track of names can finish.",
+       {"generate", "organism", "--max-new", "1", "--text",
+        "When Mary and John went to the store , John gave a drink to"});
+  step(globals, "Record what happens inside while it reads 44 prompts.",
+       {"record", "organism", "--prompts", prompts, "--sites",
+        "resid_pre:0,resid_mid,resid_post,attn_out,mlp_out,z,pattern", "-o", in("run.h5")},
+       "--force");
+  step(globals,
+       "Check the recording: does the residual stream add up, does the model give the same again?",
+       {"verify", in("run.h5"), "--model", "organism"});
+  step(globals, "The logit lens: what would each layer have answered?",
+       {"lens", in("run.h5"), "--show", "3", "-o", in("lens.h5")}, "--force");
+  step(globals,
+       "Latent language: translating from French to Chinese, which language do the layers prefer?",
+       {"latent", "--model", "organism", "--spaced", "--from", "fr", "--to", "zh", "-o",
+        in("latent.h5")},
+       "--force");
+
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Output out;
+  out.print("\n{} {} and {} hold the numbers behind these tables ({}).\n", in("run.h5") + ",",
+            in("lens.h5"), in("latent.h5"), duration_text(seconds));
+  out.close();
+  return 0;
+}
+
+}  // namespace
+
+void register_demo(CLI::App& app, Globals& globals) {
+  auto folder = std::make_shared<std::string>();
+  CLI::App* verb =
+      app.add_subcommand("demo", "record and read a small model that ships with lamina");
+  verb->group("Look");
+  verb->add_option("-o,--output", *folder,
+                   "folder for the HDF5 files (default ./lamina-demo); "
+                   "files of an earlier demo there are overwritten")
+      ->option_text("DIR");
+  verb->callback([folder, &globals] {
+    globals.action = [folder, &globals] { return run_demo(*folder, globals); };
+  });
+}
+
+}  // namespace lamina::cli
