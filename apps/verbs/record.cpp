@@ -4,6 +4,7 @@
 #include <charconv>
 #include <chrono>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "inputs.h"
 #include "lamina/core/error.h"
@@ -30,12 +31,19 @@ struct Args {
   std::string shard_size = "4G";
   bool resume = false;
   bool dry_run = false;
+  bool json = false;
   std::int64_t batch_tokens = 1024;
 };
 
 struct Range {
   std::int64_t first = 0, last = 0;
 };
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // "2/5" of `total` prompts: the second of five runs of nearly equal length.
 Range parse_shard(const std::string& text, std::int64_t total) {
@@ -125,14 +133,13 @@ void print_plan(Forward& forward, std::span<const Prompt> prompts, const Args& a
   LiveOptions timed = live;
   timed.first_prompt = 0;
   timed.last_prompt = static_cast<std::int64_t>(sample.size());
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   run_live(forward, sample, sites, timed, [&](const ActivationBlock& block) {
     std::uint64_t bytes = 0;
     for (const auto& [key, values] : block.sites) bytes += values.values.size() * sizeof(float);
     block_bytes = std::max(block_bytes, bytes);
   });
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = seconds_since(start);
 
   Output out;
   Table table({"site", "shape", ">rows", ">size"});
@@ -178,7 +185,9 @@ int run_record(const Args& args, const Globals& globals) {
     if (path.empty()) fail_usage("the output is missing; give -o FILE");
     check_writable(path, args.output.force || args.resume);
   }
+  const auto load_start = Clock::now();
   const Model model = load_model(args.model);
+  const double load_seconds = seconds_since(load_start);
   std::vector<Prompt> prompts = load_prompts(args.prompts, model);
   const std::vector<Site> sites = match_sites(args.sites, model.config());
   const auto total = static_cast<std::int64_t>(prompts.size());
@@ -221,6 +230,7 @@ int run_record(const Args& args, const Globals& globals) {
   options.resume = args.resume;
   options.first_prompt = range.first;
   options.last_prompt = range.last;
+  const auto record_start = Clock::now();
   RecordingWriter writer(path, header, prompts, options);
   live.first_prompt = writer.next_prompt();
   live.last_prompt = range.last;
@@ -239,6 +249,17 @@ int run_record(const Args& args, const Globals& globals) {
   progress.finish();
   info("wrote {}: {} prompts, {} tokens, {} sites", path.string(),
        grouped(range.last - range.first), grouped(total_tokens(own)), sites.size());
+  if (args.json) {
+    const nlohmann::json summary = {
+        {"output", path.string()},
+        {"prompts", range.last - range.first},
+        {"tokens", total_tokens(own)},
+        {"sites", sites.size()},
+        {"seconds", {{"load", load_seconds}, {"record", seconds_since(record_start)}}}};
+    Output out;
+    out.print("{}\n", summary.dump());
+    out.close();
+  }
   return 0;
 }
 
@@ -278,6 +299,7 @@ void register_record(CLI::App& app, Globals& globals) {
   verb->add_flag("--resume", args->resume, "go on with an interrupted recording");
   verb->add_flag("--dry-run", args->dry_run,
                  "say what would be written, and how long it would take");
+  verb->add_flag("--json", args->json, "print a summary with the seconds taken as JSON");
   verb->add_option("--batch-tokens", args->batch_tokens, "tokens of a forward pass (default 1024)")
       ->check(CLI::Range(1, 1 << 24))
       ->option_text("N");

@@ -137,9 +137,9 @@ def compare(a, b, layers):
 def main():
     args = arguments()
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    lamina_ids = subprocess.run([args.lamina, "tokenize", args.model, "--file", args.text, "--json"],
-                                check=True, capture_output=True, text=True).stdout
-    flat = json.loads(lamina_ids)["ids"][0][: args.prompts * args.length]
+    lines = subprocess.run([args.lamina, "tokenize", args.model, "--ids", "--bos", "never"], check=True,
+                           capture_output=True, text=True, input=args.text.read_text()).stdout
+    flat = [int(i) for i in lines.split()][: args.prompts * args.length]
     if len(flat) < args.prompts * args.length:
         sys.exit(f"{args.text}: {len(flat)} tokens, {args.prompts * args.length} are needed")
     ids = [flat[i * args.length:(i + 1) * args.length] for i in range(args.prompts)]

@@ -10,20 +10,20 @@ namespace lamina::rows {
 namespace {
 
 constexpr std::int64_t kLanes = 8;
-constexpr double kFloor = -708.0;  // exp() of less is subnormal
+// exp() of less is subnormal. Shifted logits stop here, where exp() is 3e-308: nothing in any sum.
+constexpr double kFloor = -708.0;
 
-// Branch-free so that the lanes below become vector instructions. Range reduction x = n·ln 2 + r
-// with |r| ≤ ln 2 / 2, then the Taylor series of degree 13 (remainder < 5e-18 there), then 2ⁿ
-// through the exponent bits.
+// exp(x) for kFloor ≤ x ≤ 0. Branch-free, so that loops over it become vector instructions. Range
+// reduction x = n·ln 2 + r with |r| ≤ ln 2 / 2, then the Taylor series of degree 13 (remainder <
+// 5e-18 there), then 2ⁿ through the exponent bits.
 inline double exp_lane(double x) {
   constexpr double kLog2E = 1.4426950408889634;
   constexpr double kLn2Hi = 0.69314718036912382;  // 32 bits: n·hi is exact
   constexpr double kLn2Lo = 1.9082149292705877e-10;
   constexpr double kShift = 6755399441055744.0;  // 1.5·2⁵²: adding it rounds to an integer
-  const double clamped = x < kFloor ? kFloor : x;
-  const double shifted = clamped * kLog2E + kShift;
+  const double shifted = x * kLog2E + kShift;
   const double n = shifted - kShift;
-  const double r = (clamped - n * kLn2Hi) - n * kLn2Lo;
+  const double r = (x - n * kLn2Hi) - n * kLn2Lo;
   double y = 1.0 / 6227020800.0;
   y = y * r + 1.0 / 479001600.0;
   y = y * r + 1.0 / 39916800.0;
@@ -40,7 +40,7 @@ inline double exp_lane(double x) {
   y = y * r + 1.0;
   const std::uint64_t bits = std::bit_cast<std::uint64_t>(shifted);
   const double scale = std::bit_cast<double>((bits + 1023) << 52);
-  return x < kFloor ? 0.0 : y * scale;
+  return y * scale;
 }
 
 using Lanes = std::array<double, kLanes>;
@@ -70,14 +70,23 @@ float largest(std::span<const float> x) {
   return *std::max_element(lane.begin(), lane.end());
 }
 
-// Calls body(i, lane) for every index, eight at a time.
-template <class Body>
-void for_lanes(std::int64_t n, Body&& body) {
+// Logits are handled this many at a time: long enough for vector instructions, short enough for the
+// first-level cache. A multiple of the lanes, so that a lane's terms do not depend on it.
+constexpr std::int64_t kChunk = 512;
+
+// Lane j adds terms j, j + 8, j + 16 …
+void accumulate(const double* terms, std::int64_t n, Lanes& lanes) {
+  Lanes sum = lanes;
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (std::int64_t j = 0; j < kLanes; ++j) body(i + j, j);
+    for (std::int64_t j = 0; j < kLanes; ++j) sum[j] += terms[i + j];
   }
-  for (std::int64_t j = 0; i + j < n; ++j) body(i + j, j);
+  for (std::int64_t j = 0; i + j < n; ++j) sum[j] += terms[i + j];
+  lanes = sum;
+}
+
+void exp_chunk(const double* d, std::int64_t n, double* e) {
+  for (std::int64_t i = 0; i < n; ++i) e[i] = exp_lane(d[i]);
 }
 
 inline double shifted_logit(float x, double max) {
@@ -88,7 +97,7 @@ inline double shifted_logit(float x, double max) {
 }  // namespace
 
 double exp_nonpositive(double x) {
-  return exp_lane(x);
+  return x < kFloor ? 0.0 : exp_lane(x);
 }
 
 double Softmax::entropy_bits() const {
@@ -105,12 +114,17 @@ Softmax softmax(std::span<const float> logits) {
   s.max = largest(logits);
   const double max = s.max;
   Lanes sum{}, weighted{};
-  for_lanes(static_cast<std::int64_t>(logits.size()), [&](std::int64_t i, std::int64_t j) {
-    const double d = static_cast<double>(logits[i]) - max;
-    const double e = exp_lane(d);
-    sum[j] += e;
-    weighted[j] += e * shifted_logit(logits[i], max);
-  });
+  double d[kChunk], e[kChunk];
+  const auto size = static_cast<std::int64_t>(logits.size());
+  for (std::int64_t at = 0; at < size; at += kChunk) {
+    const std::int64_t n = std::min(kChunk, size - at);
+    const float* x = logits.data() + at;
+    for (std::int64_t i = 0; i < n; ++i) d[i] = shifted_logit(x[i], max);
+    exp_chunk(d, n, e);
+    accumulate(e, n, sum);
+    for (std::int64_t i = 0; i < n; ++i) d[i] *= e[i];
+    accumulate(d, n, weighted);
+  }
   s.sum = add_up(sum);
   s.log_sum = std::log(s.sum);
   s.mean = add_up(weighted) / s.sum;
@@ -124,7 +138,7 @@ Reference reference(std::span<const float> logits, std::int64_t top) {
   r.p.resize(logits.size());
   const double max = r.softmax.max, sum = r.softmax.sum;
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    r.p[i] = exp_lane(static_cast<double>(logits[i]) - max) / sum;
+    r.p[i] = exp_lane(shifted_logit(logits[i], max)) / sum;
   }
   r.top.resize(static_cast<std::size_t>(
       std::min<std::int64_t>(top, static_cast<std::int64_t>(logits.size()))));
@@ -140,15 +154,23 @@ Comparison compare(std::span<const float> logits, const Reference& reference) {
   const std::span<const float> ref = reference.logits;
   const std::vector<double>& p = reference.p;
   Lanes sum{}, own{}, other{}, cross{};
-  for_lanes(static_cast<std::int64_t>(logits.size()), [&](std::int64_t i, std::int64_t j) {
-    const double e = exp_lane(static_cast<double>(logits[i]) - max);
-    const double d = shifted_logit(logits[i], max);
-    const double r = shifted_logit(ref[i], ref_max);
-    sum[j] += e;
-    own[j] += e * d;
-    other[j] += e * (d - r);
-    cross[j] += p[i] * (r - d);
-  });
+  double d[kChunk], e[kChunk], r[kChunk], t[kChunk];
+  const auto size = static_cast<std::int64_t>(logits.size());
+  for (std::int64_t at = 0; at < size; at += kChunk) {
+    const std::int64_t n = std::min(kChunk, size - at);
+    const float *x = logits.data() + at, *y = ref.data() + at;
+    const double* q = p.data() + at;
+    for (std::int64_t i = 0; i < n; ++i) d[i] = shifted_logit(x[i], max);
+    for (std::int64_t i = 0; i < n; ++i) r[i] = d[i] - shifted_logit(y[i], ref_max);
+    exp_chunk(d, n, e);
+    accumulate(e, n, sum);
+    for (std::int64_t i = 0; i < n; ++i) t[i] = e[i] * d[i];
+    accumulate(t, n, own);
+    for (std::int64_t i = 0; i < n; ++i) t[i] = e[i] * r[i];
+    accumulate(t, n, other);
+    for (std::int64_t i = 0; i < n; ++i) t[i] = -(q[i] * r[i]);
+    accumulate(t, n, cross);
+  }
   s.sum = add_up(sum);
   s.log_sum = std::log(s.sum);
   s.mean = add_up(own) / s.sum;

@@ -162,7 +162,7 @@ TEST(Refusals, Canonical) {
 TEST(Refusals, HarmlessKeysPass) {
   EXPECT_EQ(message(with_base("llama", R"({"use_cache": true, "transformers_version": "4.40.0",
     "torch_dtype": "bfloat16", "attention_dropout": 0.0, "pretraining_tp": 1, "license": "mit",
-    "unsloth_fixed": true, "num_experts": 0, "rope_scaling": null, "layer_types": []})")),
+    "unsloth_fixed": true, "_flash_attn_2_enabled": true, "embedding_dropout": 0.1, "initializer_factor": 1.0, "num_experts": 0, "rope_scaling": null, "layer_types": []})")),
             "accepted");
 }
 

@@ -171,7 +171,9 @@ TEST_P(KillLoop, EndsWithTheDataOfAnUninterruptedRun) {
   const FakeRun run = kill_run();
   std::mt19937 random(shard_bytes % 1000 + flush_bytes);
   int kills = 0, kills_with_data = 0, rounds = 0;
-  while (kills < 26) {
+  // Where a kill falls depends on the machine's load: go on until enough fell into the writing.
+  const int wanted_with_data = flush_bytes == 1 ? 2 : 0;
+  while (kills < 26 || (kills_with_data < wanted_with_data && kills < 500)) {
     TempFolder folder;
     const fs::path output = folder / "run.h5";
     // Longer and longer, so that every round ends, and kills fall on every stage.
@@ -182,7 +184,9 @@ TEST_P(KillLoop, EndsWithTheDataOfAnUninterruptedRun) {
       if (run_child(output, shard_bytes, flush_bytes, delay)) break;
       ++kills;
       for (const auto& entry : fs::directory_iterator(folder.path())) {
-        if (entry.path().extension() != ".part") continue;
+        // Of shards only: an index is written in one go, after all of them.
+        const std::string name = entry.path().filename().string();
+        if (!name.ends_with(".part") || name.ends_with(".index.part")) continue;
         const h5::Object part = h5::open_file(entry.path().string(), false);
         kills_with_data += h5::read_integer_attribute(part, "committed_prompts") > 0;
       }
@@ -198,9 +202,8 @@ TEST_P(KillLoop, EndsWithTheDataOfAnUninterruptedRun) {
   RecordProperty("kills", kills);
   RecordProperty("kills_with_data", kills_with_data);
   RecordProperty("rounds", rounds);
-  if (flush_bytes == 1) {
-    EXPECT_GE(kills_with_data, 2) << "of " << kills << ": the kills fell outside the writing";
-  }
+  EXPECT_GE(kills_with_data, wanted_with_data)
+      << "of " << kills << ": the kills fell outside the writing";
 }
 
 INSTANTIATE_TEST_SUITE_P(Crash, KillLoop,

@@ -160,7 +160,7 @@ struct FakeRun {
 
 /// Bit equality, so that NaN equals itself.
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), 4 * a.size()) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), 4 * a.size()) == 0);
 }
 
 /// The message of the Error that `function` throws; "" if it throws none.

@@ -1,6 +1,9 @@
 #include "lamina/core/recording.h"
 
+#include <bit>
+
 #include "expect_run.h"
+#include "record/convert.h"
 
 namespace lamina {
 namespace {
@@ -245,6 +248,33 @@ TEST(RecordingWriter, OneProcessAtATime) {
   run.append(first, 6, 2);
   first.finish();
   expect_equal(run, Recording::open(folder / "run.h5"));
+}
+
+// The recorder's vector loops against the scalar conversions, which the engine's readers use.
+TEST(StoreType, ConversionsAgreeWithTheScalarOnes) {
+  std::vector<float> values;
+  for (std::uint32_t high = 0; high < 0x10000; ++high) {
+    for (const std::uint32_t low :
+         {0x0000u, 0x0001u, 0x0fffu, 0x1000u, 0x1001u, 0x3000u, 0xffffu}) {
+      const float value = std::bit_cast<float>(high << 16 | low);
+      const bool stored = !std::isfinite(value) || std::fabs(value) < 65520.0f;
+      if (stored) values.push_back(value);
+    }
+  }
+  values.push_back(1.5f);  // not a multiple of the vector length
+  for (StoreType store : {StoreType::f16, StoreType::bf16}) {
+    std::vector<std::uint16_t> halves(values.size());
+    EXPECT_EQ(record::encode(store, values, reinterpret_cast<std::byte*>(halves.data())), -1);
+    std::vector<float> back(values.size());
+    record::decode(store, reinterpret_cast<const std::byte*>(halves.data()), back);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::uint16_t expected =
+          store == StoreType::f16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
+      ASSERT_EQ(halves[i], expected) << i << " " << values[i];
+      const float stored = store == StoreType::f16 ? f16_to_f32(expected) : bf16_to_f32(expected);
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(back[i]), std::bit_cast<std::uint32_t>(stored)) << i;
+    }
+  }
 }
 
 TEST(StoreType, Names) {

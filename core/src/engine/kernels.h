@@ -16,7 +16,7 @@
 namespace lamina::kernels {
 
 /// "avx512" or "avx2" or "generic": chosen once, from the processor and, if set, the environment
-/// variable LAMINA_ISA.
+/// variable LAMINA_ISA. Throws UsageError if that names none of them or one the processor lacks.
 std::string_view isa();
 
 /// A weight matrix W [n_out, n_in] packed for x·Wᵀ: panels of 32 outputs, inner index outermost,
@@ -72,7 +72,7 @@ void activate_gated(Activation act, const float* gate, const float* up, std::int
 void add(float* x, const float* y, std::int64_t n);
 /// x = cap·tanh(x / cap).
 void softcap(float* x, std::int64_t n, float cap);
-/// y = tanh-, exp-family vector functions with documented error (≤ 2 ulp): used by the above.
+/// x = e^x, within 1 ulp; subnormal results included, NaN kept.
 void exp_inplace(float* x, std::int64_t n);
 
 /// Rotates the leading `rotary` values of every head: x [rows, heads, d_head] → y (may be x).

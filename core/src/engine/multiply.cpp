@@ -10,8 +10,8 @@
 namespace lamina::kernels {
 namespace {
 
-constexpr std::int64_t kBlockFloats = 160 * 1024;  // of x held in the second-level cache
-constexpr std::int64_t kDepth = 1024;              // inner indices handled at a time
+constexpr std::int64_t kBlockFloats = 96 * 1024;  // of x held in the second-level cache
+constexpr std::int64_t kDepth = 1024;             // inner indices handled at a time
 
 // How the rows of one product are cut. Blocks of rows meet each panel of weights once; a block is
 // made of tiles of nearly equal height, so that no small last tile runs at a fraction of the speed.

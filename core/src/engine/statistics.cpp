@@ -52,6 +52,7 @@ void top_k(std::span<const float> x, std::span<std::int32_t> ids, std::span<floa
 namespace kernels {
 
 void log_sum_exp(const float* x, std::int64_t ld, std::int64_t rows, std::int64_t n, float* out) {
+  table();  // may throw the first time: not inside the parallel region
 #pragma omp parallel for if (rows > 1 && rows * n > 20'000 && !omp_in_parallel())
   for (std::int64_t r = 0; r < rows; ++r) {
     out[r] = static_cast<float>(math::log_sum_exp({x + r * ld, static_cast<std::size_t>(n)}));

@@ -1,9 +1,9 @@
 #include "family/config_reader.h"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
 #include <cmath>
+#include <iterator>
 
 #include "lamina/core/error.h"
 
@@ -14,99 +14,38 @@ using nlohmann::json;
 
 // Parts of key names that speak of the forward pass. A key nobody knows is refused if it contains
 // one of them; "use_cache" or "license" pass.
-constexpr std::array kArithmeticWords = {
-    "attn",       "attention", "rope",  "rotary",       "norm",  "eps",     "scal",
-    "multiplier", "expert",    "moe",   "router",       "act",   "bias",    "window",
-    "cap",        "head",      "layer", "position",     "resid", "quantiz", "clip",
-    "sparse",     "alibi",     "mup",   "logit",        "embed", "hidden",  "gate",
-    "gated",      "mlp",       "ffn",   "intermediate", "tie",   "causal",  "cross",
-    "encoder",    "share",     "mixer", "recurren",     "conv",  "latent"};
+constexpr std::string_view kArithmeticWords[] = {
+    "attn",         "attention", "rope",   "rotary",     "norm",   "eps",     "scal",  "multiplier",
+    "expert",       "moe",       "router", "activation", "_act",   "act_",    "bias",  "window",
+    "cap",          "head",      "layer",  "position",   "resid",  "quantiz", "clip",  "sparse",
+    "alibi",        "mup",       "logit",  "embed",      "hidden", "gate",    "mlp",   "ffn",
+    "intermediate", "tie_",      "tied",   "causal",     "cross_", "encoder", "share", "mixer",
+    "recurren",     "conv_",     "_conv",  "latent",     "loop",   "depth"};
 
 // Keys of transformers' base configuration and of common tools, none of which reaches the forward
 // pass (names only; values do not matter).
-constexpr std::array kHarmless = {"_attn_implementation",
-                                  "_attn_implementation_autoset",
-                                  "_name_or_path",
-                                  "architectures",
-                                  "attn_implementation",
-                                  "attention_dropout",
-                                  "attention_probs_dropout_prob",
-                                  "attn_pdrop",
-                                  "auto_map",
-                                  "bad_words_ids",
-                                  "begin_suppress_tokens",
-                                  "bos_token_id",
-                                  "cache_implementation",
-                                  "chunk_size_feed_forward",
-                                  "classifier_dropout",
-                                  "decoder_start_token_id",
-                                  "diversity_penalty",
-                                  "do_sample",
-                                  "dtype",
-                                  "early_stopping",
-                                  "embd_pdrop",
-                                  "encoder_no_repeat_ngram_size",
-                                  "eos_token_id",
-                                  "exponential_decay_length_penalty",
-                                  "finetuning_task",
-                                  "forced_bos_token_id",
-                                  "forced_eos_token_id",
-                                  "hidden_dropout",
-                                  "hidden_dropout_prob",
-                                  "id2label",
-                                  "initializer_range",
-                                  "is_decoder",
-                                  "is_encoder_decoder",
-                                  "is_llama_config",
-                                  "keys_to_ignore_at_inference",
-                                  "label2id",
-                                  "layer_norm_elementwise_affine_dropout",
-                                  "length_penalty",
-                                  "max_length",
-                                  "min_length",
-                                  "model_type",
-                                  "no_repeat_ngram_size",
-                                  "num_beam_groups",
-                                  "num_beams",
-                                  "num_logits_to_keep",
-                                  "num_return_sequences",
-                                  "output_attentions",
-                                  "output_hidden_states",
-                                  "output_scores",
-                                  "pad_token_id",
-                                  "prefix",
-                                  "pretraining_tp",
-                                  "problem_type",
-                                  "pruned_heads",
-                                  "remove_invalid_values",
-                                  "repetition_penalty",
-                                  "resid_pdrop",
-                                  "return_dict",
-                                  "return_dict_in_generate",
-                                  "sep_token_id",
-                                  "summary_activation",
-                                  "summary_first_dropout",
-                                  "summary_proj_to_labels",
-                                  "summary_type",
-                                  "summary_use_proj",
-                                  "suppress_tokens",
-                                  "task_specific_params",
-                                  "temperature",
-                                  "tie_encoder_decoder",
-                                  "tokenizer_class",
-                                  "tokenizer_type",
-                                  "top_k",
-                                  "top_p",
-                                  "torch_dtype",
-                                  "torchscript",
-                                  "transformers_version",
-                                  "transformers.js_config",
-                                  "typical_p",
-                                  "unsloth_fixed",
-                                  "unsloth_version",
-                                  "use_bfloat16",
-                                  "use_cache",
-                                  "use_return_dict"};
+// clang-format off
+constexpr std::string_view kHarmless[] = {
+    "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled",
+    "_name_or_path", "architectures", "attention_probs_dropout_prob", "attn_implementation",
+    "attn_pdrop", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
+    "cache_implementation", "chunk_size_feed_forward", "decoder_start_token_id",
+    "diversity_penalty", "do_sample", "dtype", "early_stopping", "embd_pdrop",
+    "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
+    "finetuning_task", "flash_attention", "forced_bos_token_id", "forced_eos_token_id",
+    "id2label", "initializer_range", "is_decoder", "is_encoder_decoder", "is_llama_config",
+    "keys_to_ignore_at_inference", "label2id", "length_penalty", "max_length", "min_length",
+    "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_logits_to_keep",
+    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores",
+    "pad_token_id", "prefix", "pretraining_tp", "problem_type",
+    "remove_invalid_values", "repetition_penalty", "resid_pdrop", "return_dict",
+    "return_dict_in_generate", "sep_token_id", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "suppress_tokens",
+    "task_specific_params", "temperature", "tie_encoder_decoder", "tokenizer_class",
+    "tokenizer_type", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config",
+    "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version", "use_bfloat16",
+    "use_cache", "use_flash_attention", "use_flash_attn", "use_return_dict"};
+// clang-format on
 
 // null, false, 0, "" , [] and {} switch nothing on.
 bool is_off(const json& value) {
@@ -242,7 +181,8 @@ void ConfigReader::ignore(std::initializer_list<std::string_view> keys) {
 void ConfigReader::finish() const {
   for (const auto& [key, value] : object_.items()) {
     if (seen_.contains(key) || is_off(value)) continue;
-    if (std::find(kHarmless.begin(), kHarmless.end(), key) != kHarmless.end()) continue;
+    if (std::find(std::begin(kHarmless), std::end(kHarmless), key) != std::end(kHarmless)) continue;
+    if (key.find("dropout") != std::string::npos) continue;  // training only
     std::string lower = key;
     std::transform(lower.begin(), lower.end(), lower.begin(),
                    [](unsigned char c) { return static_cast<char>(std::tolower(c)); });

@@ -7,6 +7,10 @@
 
 #include "files/half.h"
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 namespace lamina::record {
 namespace {
 
@@ -21,6 +25,29 @@ void in_pieces(std::int64_t size, const Body& body) {
     const std::int64_t first = piece * kPiece;
     body(first, std::min(kPiece, size - first));
   }
+}
+
+// Loops over halves; the processor's own conversion rounds the same way (to nearest, ties to even).
+void to_halves(const float* in, std::int64_t count, std::uint16_t* out) {
+  std::int64_t i = 0;
+#ifdef __F16C__
+  for (; i + 8 <= count; i += 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+  }
+#endif
+  for (; i < count; ++i) out[i] = files::float_to_half(in[i]);
+}
+
+void to_floats(const std::uint16_t* in, std::int64_t count, float* out) {
+  std::int64_t i = 0;
+#ifdef __F16C__
+  for (; i + 8 <= count; i += 8) {
+    _mm256_storeu_ps(out + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  }
+#endif
+  for (; i < count; ++i) out[i] = files::half_to_float(in[i]);
 }
 
 }  // namespace
@@ -68,8 +95,8 @@ std::int64_t encode(StoreType store, std::span<const float> values, std::byte* o
       const float magnitude = std::fabs(in[i]);
       bad |=
           static_cast<int>(magnitude >= kFirstTooLarge) & static_cast<int>(magnitude < kInfinity);
-      halves[i] = files::float_to_half(in[i]);
     }
+    to_halves(in + first, last - first, halves + first);
     if (bad != 0) bad_piece = std::min(bad_piece, piece);
   }
   if (bad_piece == pieces) return -1;
@@ -90,7 +117,7 @@ void decode(StoreType store, const std::byte* stored, std::span<float> out) {
   const auto* halves = reinterpret_cast<const std::uint16_t*>(stored);
   in_pieces(size, [&](std::int64_t first, std::int64_t count) {
     if (store == StoreType::f16) {
-      for (std::int64_t i = first; i < first + count; ++i) to[i] = files::half_to_float(halves[i]);
+      to_floats(halves + first, count, to + first);
     } else {
       for (std::int64_t i = first; i < first + count; ++i) {
         to[i] = files::bfloat_to_float(halves[i]);

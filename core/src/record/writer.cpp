@@ -49,7 +49,7 @@ struct RecordingWriter::Impl {
   std::vector<std::uint64_t> attention_offsets;
   WriterOptions options;
   std::vector<Slot> slots;
-  record::FileLock lock;
+  std::optional<record::FileLock> lock;
 
   std::vector<ShardRange> shards;
   bool single = false;  // the only shard is NAME itself
@@ -75,7 +75,7 @@ struct RecordingWriter::Impl {
         header(run_header),
         run(prompts.begin(), prompts.end()),
         options(writer_options),
-        lock(output) {
+        lock(std::in_place, output) {
     check_request();
     slots = record::make_slots(header);
     prepare();
@@ -559,6 +559,7 @@ void RecordingWriter::Impl::finish() {
   rethrow();
   if (!single) write_manifest();
   finished = true;
+  lock.reset();
 }
 
 void remove_recording(const std::filesystem::path& path) {

@@ -70,17 +70,21 @@ inline F erfc_tail(F t) {
   return exp(r);
 }
 
-inline F erf(F x) {
-  const F t = abs(x);
+/// erf(x) for |x| ≤ 0.93.
+inline F erf_centre(F x) {
   const F s = mul(x, x);
   F p = fma(set1(-0x1.398da8p-11f), s, set1(0x1.4724f4p-8f));
   p = fma(p, s, set1(-0x1.b689e0p-6f));
   p = fma(p, s, set1(0x1.ce1a8ap-4f));
   p = fma(p, s, set1(-0x1.8126e8p-2f));
   p = fma(p, s, set1(0x1.06eba6p-3f));
-  const F small = fma(p, x, x);
+  return fma(p, x, x);
+}
+
+inline F erf(F x) {
+  const F t = abs(x);
   const F large = copy_sign(sub(set1(1.0f), erfc_tail(t)), x);
-  return select_gt(t, set1(0.925f), large, small);
+  return select_gt(t, set1(0.925f), large, erf_centre(x));
 }
 
 /// x / (1 + e^(−u)): x·sigmoid(u) with one rounding less.
@@ -99,14 +103,14 @@ inline F gelu_tanh(F x) {
   const F cubic = fma(mul(set1(0.044715f), mul(x, x)), x, x);
   return times_sigmoid(x, mul(set1(1.59576912f), cubic));
 }
-/// ½x(1 + erf(x/√2)). For x < −1.3 the bracket is erfc, taken directly.
+/// ½x(1 + erf(x/√2)); the bracket is taken as erfc or 2 − erfc outside the centre, so that small
+/// values for negative x keep their digits (down to x = −5.5; below, the true value is under 1e-7).
 inline F gelu(F x) {
-  const F u = mul(x, set1(0.707106781f));
-  const F bracket = add(set1(1.0f), erf(u));
-  const F tail = erfc_tail(negate(u));
-  const F half = mul(set1(0.5f), x);
-  // Beyond the tail's range the true value is below 1e-7 in size.
-  return mul(half, select_gt(set1(-0.925f), u, tail, bracket));
+  const F u = mul(x, set1(0.707106781f)), t = abs(u);
+  const F tail = erfc_tail(t);
+  const F outside = select_gt(u, set1(0.0f), sub(set1(2.0f), tail), tail);
+  const F bracket = select_gt(t, set1(0.925f), outside, add(set1(1.0f), erf_centre(u)));
+  return mul(mul(set1(0.5f), x), bracket);
 }
 inline F relu(F x) {
   return max(set1(0.0f), x);
