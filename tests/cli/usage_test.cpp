@@ -38,6 +38,19 @@ TEST_F(Usage, EveryVerbExplainsItself) {
   }
 }
 
+TEST_F(Usage, TheDocumentShowsTheHelpAsItIs) {
+  const std::string document = read_file(LAMINA_SOURCE_DIR "/docs/command-line.md");
+  for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
+                           "tokenize", "lens", "latent", "completion"}) {
+    std::string help = lamina(std::string(verb) + " --help");
+    while (help.ends_with('\n')) help.pop_back();
+    EXPECT_NE(document.find("## " + std::string(verb) + "\n\n```\n" + help + "\n```\n"),
+              std::string::npos)
+        << "docs/command-line.md lacks this text:\n"
+        << help;
+  }
+}
+
 TEST_F(Usage, Version) {
   EXPECT_EQ(lamina("--version"), "lamina 0.1.0\n");
 }
