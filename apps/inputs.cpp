@@ -100,6 +100,25 @@ void add_output_options(CLI::App& verb, OutputOptions& options, const std::strin
   verb.add_flag("--force", options.force, "overwrite the output file");
 }
 
+void remove_recording(const std::filesystem::path& path) {
+  std::filesystem::path stem = path.filename();
+  if (stem.extension() == ".h5") stem.replace_extension();
+  const std::string shard = stem.string() + ".shard-";
+  const auto folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  std::vector<std::filesystem::path> old;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    std::string name = entry.path().filename().string();
+    for (const std::string_view end : {".new", ".part"}) {
+      if (name.ends_with(end)) name.resize(name.size() - end.size());
+    }
+    // NAME.h5, and NAME.shard-0001.h5 …
+    const bool numbered = name.starts_with(shard) && name.ends_with(".h5") &&
+                          name.find_first_not_of("0123456789", shard.size()) == name.size() - 3;
+    if (name == path.filename().string() || numbered) old.push_back(entry.path());
+  }
+  for (const auto& file : old) std::filesystem::remove(file);
+}
+
 Model load_model(const std::string& typed) {
   const auto path = resolve_model(typed);
   const auto start = std::chrono::steady_clock::now();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/App.hpp>
+#include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
@@ -43,6 +44,9 @@ struct OutputOptions {
   bool force = false;
 };
 void add_output_options(CLI::App& verb, OutputOptions& options, const std::string& what);
+
+/// Removes what --force replaces: the recording of this name with its shards, finished or not.
+void remove_recording(const std::filesystem::path& path);
 
 /// Loads a model (path or shipped name) and says so.
 Model load_model(const std::string& typed);

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "inputs.h"
+#include "lamina/core/error.h"
 #include "lamina/core/recording.h"
 #include "ui/output.h"
 #include "ui/terminal.h"
@@ -29,6 +30,13 @@ void register_merge(CLI::App& app, Globals& globals) {
     globals.action = [args] {
       check_writable(args->output.path, args->output.force);
       const std::vector<std::filesystem::path> parts(args->parts.begin(), args->parts.end());
+      for (const auto& part : parts) {
+        std::error_code ignored;
+        if (std::filesystem::equivalent(part, args->output.path, ignored)) {
+          fail("{}: the output is one of the parts", args->output.path);
+        }
+      }
+      if (args->output.force) std::filesystem::remove(args->output.path);
       merge_recordings(parts, args->output.path, args->copy);
       info("wrote {}: {} parts{}", args->output.path, parts.size(),
            args->copy ? "" : ", which must stay where they are");

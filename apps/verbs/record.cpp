@@ -224,6 +224,7 @@ int run_record(const Args& args, const Globals& globals) {
   if (args.sampling.max_new > 0) {
     generate_with_progress(forward, own, args.sampling, range.first, globals);
   }
+  if (args.output.force && !args.resume) remove_recording(path);
   WriterOptions options;
   options.shard_bytes = shard_bytes;
   options.resume = args.resume;

@@ -107,16 +107,29 @@ TEST_F(Resume, FiftyKillsLoseNothing) {
   EXPECT_GE(killed, 30);  // the rest had already finished
 }
 
-TEST_F(Resume, ADifferentRunIsNotContinued) {
-  run_and_kill(record("run.h5", false), 0.15);
-  const Outcome other = shell(
-      "lamina -q record organism --prompts prompts.txt --sites resid_post "
-      "--shard-size 8M -o run.h5 --resume");
-  // Killed before anything was on disk, there is nothing to differ from.
-  if (std::filesystem::exists(folder() / "run.shard-0001.h5") ||
-      std::filesystem::exists(folder() / "run.shard-0001.h5.part")) {
-    EXPECT_EQ(other.code, other.err.empty() ? 0 : 1) << other.err;
+TEST_F(Resume, AnInterruptedRunIsOnlyContinuedByItself) {
+  const pid_t child = start(record("run.h5", false));
+  const auto second_shard = folder() / "run.shard-0002.h5.part";
+  for (int i = 0; i < 20000 && !std::filesystem::exists(second_shard); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
+  ::kill(child, SIGKILL);
+  wait(child);
+  ASSERT_FALSE(std::filesystem::exists(folder() / "run.h5"));
+  const std::string verb =
+      "lamina -q record organism --prompts prompts.txt --shard-size 8M -o run.h5 ";
+  const std::string same = "--sites resid_post,z,pattern:0 ";
+  // Not without --resume, and not with other sites or another stored type.
+  for (const std::string& arguments :
+       {same, std::string("--sites resid_post --resume"), same + "--dtype f16 --resume"}) {
+    const Outcome outcome = shell(verb + arguments);
+    EXPECT_EQ(outcome.code, 1) << arguments;
+    EXPECT_NE(outcome.err.find("run."), std::string::npos) << outcome.err;
+  }
+  EXPECT_EQ(shell(verb + same + "--resume").code, 0);
+  // --force begins again.
+  EXPECT_EQ(shell(verb + "--sites resid_post --force").code, 0);
+  EXPECT_EQ(shell("lamina -q verify run.h5 --model organism").code, 0);
 }
 
 }  // namespace
