@@ -230,6 +230,8 @@ int run_record(const Args& args, const Globals& globals) {
   options.resume = args.resume;
   options.first_prompt = range.first;
   options.last_prompt = range.last;
+  // Only now that everything else was found to be right.
+  if (args.output.force && !args.resume) remove_recording(path);
   const auto record_start = Clock::now();
   RecordingWriter writer(path, header, prompts, options);
   live.first_prompt = writer.next_prompt();
