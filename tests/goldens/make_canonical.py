@@ -4,7 +4,7 @@
                                   was removed in 4.0)
 
 TransformerLens gives the site names their meaning, so its cached values are taken as they are.
-Only what HookedTransformer can run is covered here (no post-norm placement).
+Only what HookedTransformer can run is covered here (post-norm: make_post_norm.py).
 """
 
 import json
