@@ -184,9 +184,8 @@ TEST_P(KillLoop, EndsWithTheDataOfAnUninterruptedRun) {
       if (run_child(output, shard_bytes, flush_bytes, delay)) break;
       ++kills;
       for (const auto& entry : fs::directory_iterator(folder.path())) {
-        // Of shards only: an index is written in one go, after all of them.
-        const std::string name = entry.path().filename().string();
-        if (!name.ends_with(".part") || name.ends_with(".index.part")) continue;
+        const std::string name = entry.path().filename();
+        if (!name.ends_with(".h5.part")) continue;  // not the index, which is written anew
         const h5::Object part = h5::open_file(entry.path().string(), false);
         kills_with_data += h5::read_integer_attribute(part, "committed_prompts") > 0;
       }

@@ -91,10 +91,10 @@ Attribute open_attribute(const Object& object, const char* name, H5T_class_t wan
 }  // namespace
 
 Lock::Lock() : lock_(library_mutex()) {
-  // Every handle is closed by its owner. The library's own closing at exit would only meet files
-  // that could not be written (a full disk), and crash on them.
-  static const bool no_exit_handler = H5dont_atexit() >= 0;
-  (void)no_exit_handler;
+  // Where a file cannot be closed (full disk), HDF5 1.10 keeps its identifier and closes freed
+  // memory when the program exits. Handles close everything here, so that last round is not needed.
+  static const bool no_exit_round = H5dont_atexit() >= 0;
+  (void)no_exit_round;
   // HDF5 keeps one error stack per thread, so the switch is per thread too.
   thread_local const bool silent = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
   (void)silent;

@@ -50,23 +50,20 @@ void rename_durably(const fs::path& from, const fs::path& to) {
   ::close(descriptor);
 }
 
-void reserve_space(const fs::path& path) {
+void reserve_space(const fs::path& path, std::uint64_t bytes) {
 #ifdef __linux__
-  const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  struct stat status {};
-  if (descriptor < 0 || ::fstat(descriptor, &status) != 0) {
-    const int error = errno;
-    if (descriptor >= 0) ::close(descriptor);
-    fail("{}: cannot open the file: {}", path.string(), std::strerror(error));
-  }
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (descriptor < 0) fail("{}: cannot create the file: {}", path.string(), std::strerror(errno));
   int error = 0;
-  if (status.st_size > 0 && ::fallocate(descriptor, 0, 0, status.st_size) != 0) error = errno;
+  if (bytes > 0 && ::fallocate(descriptor, 0, 0, static_cast<off_t>(bytes)) != 0) {
+    error = errno;
+  }
   ::close(descriptor);
   if (error == ENOSPC || error == EDQUOT || error == EFBIG) {
-    fail("{}: cannot reserve {} bytes: {}", path.string(), status.st_size, std::strerror(error));
+    fail("{}: cannot reserve {} bytes: {}", path.string(), bytes, std::strerror(error));
   }
 #else
-  (void)path;
+  (void)path, (void)bytes;
 #endif
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -29,9 +30,9 @@ std::vector<fs::path> recording_files(const fs::path& path);
 /// rename() and fsync of the folder; Error with the system's reason.
 void rename_durably(const fs::path& from, const fs::path& to);
 
-/// Reserves the disk space of a whole file, so that a full disk shows before hours of work. Does
-/// nothing where the file system cannot.
-void reserve_space(const fs::path& path);
+/// Reserves the disk space of the first `bytes` of a file (creating it), so that a full disk shows
+/// before hours of work. Does nothing where the file system cannot.
+void reserve_space(const fs::path& path, std::uint64_t bytes);
 
 /// An advisory lock on NAME.lock for as long as the object lives; Error if another process has it.
 class FileLock {

@@ -7,6 +7,8 @@ namespace {
 
 constexpr auto kFlushTime = std::chrono::seconds(2);
 
+constexpr std::uint64_t kInputBytes = 17;  // of one token: id, position, phase, index
+
 std::vector<std::int64_t> offsets_of(std::span<const Prompt> prompts) {
   std::vector<std::int64_t> offsets = {0};
   for (const Prompt& prompt : prompts) {
@@ -26,11 +28,20 @@ ShardWriter ShardWriter::create(const ShardRange& range, const RecordingHeader& 
                                 std::span<const Slot> slots, std::span<const Prompt> run) {
   const fs::path fresh = new_path(range.path);
   try {
+    // Once roughly, before HDF5 has the file: where HDF5 1.10 cannot write its own structure it
+    // cannot close the file either. And once exactly.
+    std::uint64_t rough = 0;
+    for (const Prompt& prompt : prompts_of(range, run)) {
+      const auto length = static_cast<std::int64_t>(prompt.ids.size());
+      rough = checked_add(rough, prompt_bytes(header, slots, length), fresh.string());
+      rough += prompt.ids.size() * kInputBytes + prompt.text.size();
+    }
+    reserve_space(fresh, rough);
     h5::Object file = h5::create_file(fresh.string());
     write_skeleton(file, header, slots, prompts_of(range, run), range.first, make_real_rows);
     h5::flush(file);
     h5::close_file(file);
-    reserve_space(fresh);
+    reserve_space(fresh, fs::file_size(fresh));
   } catch (...) {
     std::error_code ignored;
     fs::remove(fresh, ignored);
