@@ -151,7 +151,9 @@ struct Broken {
   std::string label, file, message;
 };
 // Keeps the bytes out of the names of the tests.
-void PrintTo(const Broken& broken, std::ostream* out) { *out << broken.label; }
+void PrintTo(const Broken& broken, std::ostream* out) {
+  *out << broken.label;
+}
 
 std::vector<Broken> broken_files() {
   std::vector<Broken> files;

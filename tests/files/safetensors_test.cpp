@@ -60,7 +60,9 @@ struct Broken {
   std::string label, file, message;
 };
 // Keeps the bytes out of the names of the tests.
-void PrintTo(const Broken& broken, std::ostream* out) { *out << broken.label; }
+void PrintTo(const Broken& broken, std::ostream* out) {
+  *out << broken.label;
+}
 
 std::string entry(std::string_view dtype, std::string_view shape, std::string_view offsets) {
   return fmt::format(R"({{"w":{{"dtype":"{}","shape":{},"data_offsets":{}}}}})", dtype, shape,

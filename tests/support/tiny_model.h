@@ -36,7 +36,9 @@ struct TinyConfig {
 };
 
 /// GoogleTest prints a parameter by this.
-inline void PrintTo(const TinyConfig& config, std::ostream* out) { *out << config.label; }
+inline void PrintTo(const TinyConfig& config, std::ostream* out) {
+  *out << config.label;
+}
 
 /// Configurations that between them reach every branch of the canonical block.
 std::vector<TinyConfig> varied_configs();
