@@ -280,6 +280,7 @@ TunedLensTrainer::TunedLensTrainer(const ModelConfig& config, const Readout& rea
 }
 
 TunedLensTrainer::~TunedLensTrainer() = default;
+TunedLensTrainer::TunedLensTrainer(TunedLensTrainer&&) noexcept = default;
 
 std::string TunedLensTrainer::name() const {
   return "tuned_lens_training";

@@ -56,6 +56,7 @@ class TunedLensTrainer : public Probe {
   TunedLensTrainer(const ModelConfig& config, const Readout& readout,
                    TunedLensOptions options = {});
   ~TunedLensTrainer() override;
+  TunedLensTrainer(TunedLensTrainer&&) noexcept;
 
   std::string name() const override;
   std::vector<Site> sites(const ModelConfig& config) const override;
