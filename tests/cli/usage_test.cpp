@@ -75,7 +75,7 @@ TEST_F(Usage, MistakesAreOneLineAndExitWithTwo) {
                "nearest: resid_post, resid_pre");
   expect_error("lens", 2, "nothing to read");
   expect_error("lens --model organism --text the --positions middle", 2, "middle");
-  expect_error("tune --model organism --text the", 2, "give -o FILE");
+  expect_error("tune --model organism --text the", 2, "--output is required");
   expect_error("tune -o x.safetensors", 2, "nothing to read");
   expect_error("tune --model organism --text the --steps 0 -o x.safetensors", 2, "--steps");
   expect_error("tune --model organism --text the --batch 0 -o x.safetensors", 2, "--batch");
