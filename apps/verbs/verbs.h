@@ -17,6 +17,7 @@ void register_merge(CLI::App& app, Globals& globals);
 void register_generate(CLI::App& app, Globals& globals);
 void register_tokenize(CLI::App& app, Globals& globals);
 void register_lens(CLI::App& app, Globals& globals);
+void register_tune(CLI::App& app, Globals& globals);
 void register_latent(CLI::App& app, Globals& globals);
 void register_completion(CLI::App& app, Globals& globals);
 

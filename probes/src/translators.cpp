@@ -57,14 +57,17 @@ LensTranslators read_translators(const std::filesystem::path& path, const ModelC
   return translators;
 }
 
-void write_translators(const std::filesystem::path& path, const LensTranslators& translators) {
+void write_translators(const std::filesystem::path& path, const LensTranslators& translators,
+                       const std::map<std::string, std::string>& metadata) {
   const auto d = static_cast<std::uint64_t>(translators.d_model);
   std::vector<F32Tensor> tensors;
   for (const LensTranslators::Map& map : translators.maps) {
     tensors.push_back({site_name(map.site) + ".weight", {d, d}, map.weight});
     tensors.push_back({site_name(map.site) + ".bias", {d}, map.bias});
   }
-  write_safetensors(path, tensors, {{"format", "lamina-translators"}});
+  std::map<std::string, std::string> all = metadata;
+  all["format"] = "lamina-translators";
+  write_safetensors(path, tensors, all);
 }
 
 }  // namespace lamina

@@ -24,7 +24,7 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   for (const char* verb : {"record", "merge", "generate", "tokenize"}) {
     EXPECT_TRUE(at(verb) > record && at(verb) < read) << verb;
   }
-  for (const char* verb : {"lens", "latent"}) EXPECT_GT(at(verb), read) << verb;
+  for (const char* verb : {"lens", "tune", "latent"}) EXPECT_GT(at(verb), read) << verb;
   for (const char* option : {"--threads", "--seed", "--quiet", "--color", "--log-level"}) {
     EXPECT_NE(help.find(option), std::string::npos) << option;
   }
@@ -32,7 +32,7 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
 
 TEST_F(Usage, EveryVerbExplainsItself) {
   for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
-                           "tokenize", "lens", "latent", "completion"}) {
+                           "tokenize", "lens", "tune", "latent", "completion"}) {
     const std::string help = lamina(std::string(verb) + " --help");
     EXPECT_NE(help.find(std::string("Usage: lamina ") + verb), std::string::npos) << help;
   }
@@ -41,7 +41,7 @@ TEST_F(Usage, EveryVerbExplainsItself) {
 TEST_F(Usage, TheDocumentShowsTheHelpAsItIs) {
   const std::string document = read_file(LAMINA_SOURCE_DIR "/docs/command-line.md");
   for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
-                           "tokenize", "lens", "latent", "completion"}) {
+                           "tokenize", "lens", "tune", "latent", "completion"}) {
     std::string help = lamina(std::string(verb) + " --help");
     while (help.ends_with('\n')) help.pop_back();
     EXPECT_NE(document.find("## " + std::string(verb) + "\n\n```\n" + help + "\n```\n"),
@@ -75,6 +75,16 @@ TEST_F(Usage, MistakesAreOneLineAndExitWithTwo) {
                "nearest: resid_post, resid_pre");
   expect_error("lens", 2, "nothing to read");
   expect_error("lens --model organism --text the --positions middle", 2, "middle");
+  expect_error("tune --model organism --text the", 2, "--output is required");
+  expect_error("tune -o x.safetensors", 2, "nothing to read");
+  expect_error("tune --model organism --text the --steps 0 -o x.safetensors", 2, "--steps");
+  expect_error("tune --model organism --text the --batch 0 -o x.safetensors", 2, "--batch");
+  expect_error("-q tune --model organism --text the --lr -1 -o x.safetensors", 2,
+               "learning rate must be positive, got -1");
+  expect_error("-q tune --model organism --text the --sites resid_post:5 -o x.safetensors", 2,
+               "the model's own output");
+  expect_error("-q tune --model organism --text the -o x.safetensors", 1,
+               "at least 2 prompts (one is held out), got 1");
 }
 
 TEST_F(Usage, MissingAndForeignFilesExitWithOne) {
@@ -100,6 +110,7 @@ TEST_F(Usage, NothingIsOverwrittenWithoutForce) {
   expect_error("record organism --text the -o x.h5", 1,
                "x.h5: exists already; --force overwrites it");
   expect_error("lens --model organism --text the -o x.h5", 1, "exists already");
+  expect_error("tune --model organism --text the -o x.h5", 1, "exists already");
   expect_error("generate organism --text the -o x.h5", 1, "exists already");
   EXPECT_EQ(read_file(folder() / "x.h5"), "precious");
   lamina("record organism --text the -o x.h5 --force");

@@ -157,6 +157,31 @@ TEST_P(Verbs, LensNamesTheSiteThatIsMissing) {
   expect_error("-q lens run.h5", 1, "blocks.0.hook_resid_pre, which was not recorded");
 }
 
+TEST_P(Verbs, TuneTrainsWhatLensReads) {
+  run(std::string("record organism --prompts ") + kPrompts + " -o run.h5");
+  const std::string options = " --steps 40 --batch 32 --seed 3 -o ";
+  const Json recorded = Json::parse(run("tune run.h5 --json" + options + "recorded.safetensors"));
+  Json live = Json::parse(run(std::string("tune --model organism --prompts ") + kPrompts +
+                              " --json" + options + "live.safetensors"));
+  live["seconds"] = recorded["seconds"];
+  EXPECT_EQ(recorded, live);
+  EXPECT_EQ(recorded["prompts"], 40);
+  EXPECT_EQ(recorded["held_out_prompts"], 4);
+  EXPECT_EQ(recorded["layers"].size(), 6U);
+
+  // Over all prompts, most of them trained on, the tuned lens is nearer to the output.
+  const Json plain = Json::parse(run("lens run.h5 --positions all --json"));
+  const Json tuned =
+      Json::parse(run("lens run.h5 --positions all --json --translators recorded.safetensors"));
+  for (std::size_t layer = 0; layer < 6; ++layer) {
+    EXPECT_LT(tuned["layers"][layer]["kl_from_final"], plain["layers"][layer]["kl_from_final"]);
+  }
+  EXPECT_NE(read_file(folder() / "recorded.safetensors").find("lamina-translators"),
+            std::string::npos);
+  const std::string table = run("tune run.h5 --steps 1 --sites resid_post:2 -o t.safetensors");
+  EXPECT_NE(table.find("held-out prompts"), std::string::npos);
+}
+
 TEST_P(Verbs, LatentIsTheSameLiveAndRecorded) {
   const std::string task = " --spaced --from fr --to de --seed 3 --json";
   const std::string live = run("latent --model organism" + task);

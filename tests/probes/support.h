@@ -15,11 +15,14 @@
 
 namespace lamina::testing {
 
-/// One tensor of lens.safetensors (make_goldens.py).
-inline std::vector<float> golden(const std::string& name) {
-  static const TensorStore store =
-      open_safetensors(std::filesystem::path(LAMINA_SOURCE_DIR) / "tests/probes/lens.safetensors");
-  const TensorInfo* tensor = store.find(name);
+/// One tensor of lens.safetensors (make_goldens.py) or tuned.safetensors (make_tuned_goldens.py).
+inline std::vector<float> golden(const std::string& name,
+                                 const std::string& file = "lens.safetensors") {
+  static const auto open = [](const char* stem) {
+    return open_safetensors(std::filesystem::path(LAMINA_SOURCE_DIR) / "tests/probes" / stem);
+  };
+  static const TensorStore lens = open("lens.safetensors"), tuned = open("tuned.safetensors");
+  const TensorInfo* tensor = (file == "tuned.safetensors" ? tuned : lens).find(name);
   if (!tensor) throw Error("no golden " + name);
   std::vector<float> values(tensor->elements());
   expand_to_f32(tensor->dtype, tensor->bytes, values);

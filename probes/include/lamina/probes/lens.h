@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -38,7 +39,9 @@ struct LensTranslators {
 /// [d_model, d_model] and `<site name>.bias` [d_model]. Error for a missing partner, other names
 /// and other shapes.
 LensTranslators read_translators(const std::filesystem::path& path, const ModelConfig& config);
-void write_translators(const std::filesystem::path& path, const LensTranslators& translators);
+/// `metadata` says how they were made; it does not matter for reading.
+void write_translators(const std::filesystem::path& path, const LensTranslators& translators,
+                       const std::map<std::string, std::string>& metadata = {});
 
 struct LensOptions {
   std::vector<Site> sites;  // residual-width sites, any order; empty = default_lens_sites()
