@@ -118,6 +118,13 @@ RecordingHeader read_header(const h5::Object& file) {
   c.d_head = size("d_head", 1, kMaxWidth);
   c.d_mlp = size("d_mlp", 0, kMaxWidth);
   c.d_vocab = size("d_vocab", 1, kMaxWidth);
+  const std::string place = text("norm_place");
+  const auto known = std::find(kNormPlaces.begin(), kNormPlaces.end(), place);
+  if (known == kNormPlaces.end()) {
+    fail("{}: attribute norm_place is '{}', none, pre, post or sandwich expected", file.where,
+         place);
+  }
+  c.norm_place = static_cast<NormPlace>(known - kNormPlaces.begin());
   const std::string store = text("store_dtype");
   try {
     header.store = parse_store_type(store);

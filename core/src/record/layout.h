@@ -1,8 +1,10 @@
 #pragma once
 
+#include <array>
 #include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lamina/core/checked.h"
@@ -18,6 +20,9 @@ inline constexpr std::int64_t kFormatVersion = 1;
 // Caps on what a file may claim, far above anything real.
 inline constexpr std::int64_t kMaxLayers = 10'000;
 inline constexpr std::int64_t kMaxWidth = std::int64_t{1} << 24;
+
+/// Names of ModelConfig::norm_place in the file, in the enumeration's order.
+inline constexpr std::array<std::string_view, 4> kNormPlaces = {"none", "pre", "post", "sandwich"};
 
 /// One dataset of rows: an activation site, an attention site or a part of the logit summary.
 struct Slot {
