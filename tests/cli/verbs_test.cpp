@@ -91,6 +91,26 @@ TEST_P(Verbs, RecordVerifyDiff) {
   EXPECT_TRUE(Json::parse(run("verify half.h5 --model organism --json"))["passed"]);
 }
 
+// Every kind of block: what a recording says of itself is enough to check it, without the model
+// too.
+TEST_P(Verbs, EveryFamilyIsRecordedAndVerified) {
+  std::ofstream(folder() / "ids.jsonl") << "{\"ids\": [1, 2, 3, 4, 5, 6, 7]}\n{\"ids\": [5]}\n";
+  int models = 0;
+  const std::filesystem::path goldens = LAMINA_SOURCE_DIR "/tests/goldens";
+  for (const auto& entry : std::filesystem::directory_iterator(goldens)) {
+    if (!std::filesystem::exists(entry.path() / "golden.safetensors")) continue;
+    const auto gguf = entry.path() / "model.gguf";
+    const std::string model =
+        "'" + (std::filesystem::exists(gguf) ? gguf : entry.path()).string() + "'";
+    SCOPED_TRACE(model);
+    lamina("record " + model + " --prompts ids.jsonl --sites '*' --force -o family.h5");
+    lamina("verify family.h5");
+    lamina("verify family.h5 --model " + model);
+    ++models;
+  }
+  EXPECT_GE(models, 28);
+}
+
 TEST_P(Verbs, VerifyRefusesAnotherModel) {
   run("record planted/induction --text 'a b' -o run.h5");
   expect_error("-q verify run.h5 --model organism", 1, "'organism' has");

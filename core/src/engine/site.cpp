@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 
+#include "lamina/core/edit_distance.h"
 #include "lamina/core/error.h"
 
 namespace lamina {
@@ -135,19 +136,6 @@ bool glob(std::string_view pattern, std::string_view text) {
   }
   while (p < pattern.size() && pattern[p] == '*') ++p;
   return p == pattern.size();
-}
-
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> last(b.size() + 1), now(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) last[j] = j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    now[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      now[j] = std::min({last[j] + 1, now[j - 1] + 1, last[j - 1] + (a[i - 1] != b[j - 1])});
-    }
-    last.swap(now);
-  }
-  return last[b.size()];
 }
 
 std::optional<std::int64_t> number(std::string_view text) {

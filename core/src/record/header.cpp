@@ -125,6 +125,7 @@ RecordingHeader read_header(const h5::Object& file) {
          place);
   }
   c.norm_place = static_cast<NormPlace>(known - kNormPlaces.begin());
+  c.causal = size("causal", 0, 1) != 0;
   const std::string store = text("store_dtype");
   try {
     header.store = parse_store_type(store);

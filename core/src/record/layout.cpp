@@ -53,6 +53,7 @@ void write_header(const h5::Object& file, const RecordingHeader& header,
   number("d_mlp", c.d_mlp);
   number("d_vocab", c.d_vocab);
   text("norm_place", kNormPlaces[static_cast<std::size_t>(c.norm_place)]);
+  number("causal", c.causal ? 1 : 0);
   text("compute_dtype", "f32");
   text("store_dtype", store_type_name(header.store));
   number("prepend_bos", header.prepend_bos ? 1 : 0);

@@ -27,7 +27,7 @@ struct RecordingHeader {
   std::string tool_version, argv, created_utc;
   std::uint64_t seed = 0;
   std::string model_id, model_sha256, tokenizer_sha256;
-  ModelConfig config;  // sizes, family and norm_place are stored; a reader restores those only
+  ModelConfig config;  // stored and restored: sizes, family, norm_place, causal; nothing else
   bool prepend_bos = false;
   std::string
       prompts_sha256;  // over ids, so that --resume and merge know that they continue the same run
