@@ -6,7 +6,7 @@
 set -eu
 
 packages="cmake ninja-build g++ pkg-config libeigen3-dev libhdf5-dev libboost-graph-dev
-  libcli11-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev libgtest-dev libgmock-dev libbenchmark-dev"
+  libcli11-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev libgtest-dev libgmock-dev"
 if [ "${1:-}" = "--ci" ]; then
   packages="$packages clang-format-16 ccache"
 fi
