@@ -2,6 +2,7 @@
 
 #include "lamina/probes/latent.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "lamina/core/error.h"
@@ -57,6 +58,21 @@ void save_prompts(const LatentTask& task, const std::string& path, bool force) {
   out.close();
 }
 
+// A tokenizer that splits at blanks only makes `"chat"` one unknown word; the numbers would then
+// mean nothing.
+void warn_of_unknown_words(std::span<const Prompt> prompts, const Tokenizer& tokenizer,
+                           bool spaced) {
+  const auto unknown = [&](std::int32_t id) {
+    return tokenizer.is_special(id) && id != tokenizer.bos_id() && id != tokenizer.eos_id();
+  };
+  const auto count = std::count_if(prompts.begin(), prompts.end(), [&](const Prompt& prompt) {
+    return std::any_of(prompt.ids.begin(), prompt.ids.end(), unknown);
+  });
+  if (count == 0) return;
+  warn("{} of {} prompts hold words that the tokenizer does not know{}", count, prompts.size(),
+       spaced ? "" : "; if it splits at blanks only, use --spaced");
+}
+
 int run_latent(const Args& args, const Globals& globals) {
   if (!args.output.path.empty()) check_writable(args.output.path, args.output.force);
   OpenedSource source(args.source);
@@ -75,6 +91,7 @@ int run_latent(const Args& args, const Globals& globals) {
     info("wrote {}: {} prompts", args.save_prompts, task->items.size());
     return 0;
   }
+  warn_of_unknown_words(task->prompts(), *model.tokenizer(), args.task.spaced);
 
   LatentOptions options;
   options.energy = !args.no_energy;

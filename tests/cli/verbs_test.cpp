@@ -216,6 +216,20 @@ TEST_P(Verbs, LatentIsTheSameLiveAndRecorded) {
   expect_error("-q latent run.h5 --whole-words", 2, "--whole-words");
 }
 
+TEST_P(Verbs, LatentWarnsOfUnknownWords) {
+  const Outcome glued = shell("lamina latent --model organism");
+  EXPECT_EQ(glued.code, 0);
+  EXPECT_NE(glued.err.find("112 of 112 prompts hold words that the tokenizer does not know; if it "
+                           "splits at blanks only, use --spaced"),
+            std::string::npos)
+      << glued.err;
+  // Spaced, only the examples with words outside its vocabulary are left, and no advice.
+  const Outcome spaced = shell("lamina latent --model organism --spaced");
+  EXPECT_NE(spaced.err.find("65 of 112 prompts hold words that the tokenizer does not know\n"),
+            std::string::npos)
+      << spaced.err;
+}
+
 TEST_P(Verbs, DemoRunsFromAnywhere) {
   const std::string out = run("demo -o here");
   for (const char* file : {"here/run.h5", "here/lens.h5", "here/latent.h5"}) {
