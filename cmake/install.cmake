@@ -1,11 +1,11 @@
 # cmake --install, and find_package(lamina) for projects outside.
 include(CMakePackageConfigHelpers)
 
-install(TARGETS lamina_core lamina_probes EXPORT laminaTargets
+install(TARGETS lamina_core lamina_probes lamina_patching EXPORT laminaTargets
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
         INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS lamina_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-foreach(part core probes)
+foreach(part core probes patching)
   install(DIRECTORY ${part}/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 endforeach()
 install(EXPORT laminaTargets NAMESPACE lamina:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/lamina)

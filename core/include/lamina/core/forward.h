@@ -72,6 +72,45 @@ class KvCache {
   std::unique_ptr<Impl> impl_;
 };
 
+/// One step of a pass: a layer, whole or one of its two sublayers. A sublayer that is left out adds
+/// nothing to the residual stream and its sites do not fire.
+struct Step {
+  std::int32_t layer = 0;
+  bool attention = true;
+  bool mlp = true;
+  bool operator==(const Step&) const = default;
+};
+
+/// Every layer once, in order: the model as it is.
+std::vector<Step> all_steps(const ModelConfig& config);
+
+/// What one pass left behind, so that later passes can start in its middle (Forward::resume).
+struct RunState {
+  Batch batch;
+  std::vector<std::vector<float>> resid;         // [layer + 1][tokens, d_model]; last: after all
+  std::vector<std::vector<float>> keys, values;  // [layer][tokens, kv_heads · d_head], rotated keys
+  std::uint64_t bytes() const;
+  static std::uint64_t bytes_per_token(const ModelConfig& config);
+};
+
+/// The rows of one prompt of a RunState that are computed again: `first` … length − 1.
+struct Continuation {
+  std::int64_t prompt = 0;
+  std::int64_t first = 0;
+};
+
+class Tape;  // lamina/core/backward.h
+
+/// What a pass may do beyond the plain one.
+struct RunOptions {
+  KvCache* cache = nullptr;                 // continue its sequences
+  std::span<const std::int64_t> sequences;  // which sequence each prompt continues; empty: its own
+  std::span<const Step> steps;              // empty: all_steps()
+  std::span<const float> start;  // [tokens, d_model] entering the first step; empty: the embedding
+  RunState* keep = nullptr;      // filled; only with all_steps() and without a cache
+  Tape* tape = nullptr;          // filled for Backward; only without a cache
+};
+
 /// Runs a model over ragged batches.
 ///
 /// Every row's values are the same bit for bit whatever else is in the batch, whatever the number
@@ -90,6 +129,28 @@ class Forward {
   /// `sequences`: which sequence of the cache each prompt continues; empty = prompt i, sequence i.
   std::span<const float> run(const Batch& batch, const Hooks& hooks = {}, KvCache* cache = nullptr,
                              std::span<const std::int64_t> sequences = {});
+
+  /// The same with more choices. Throws UsageError for choices that exclude each other, steps that
+  /// name a layer the model lacks, and a start of another size than [tokens, d_model].
+  std::span<const float> run(const Batch& batch, const Hooks& hooks, const RunOptions& options);
+
+  /// Computes layers `layer` … L − 1 again for the named rows only; everything before them (rows
+  /// and layers) is taken from `state`. The values are those of a full run with the same hooks, bit
+  /// for bit, as long as the hooks change nothing in front of `layer` or of the rows. One prompt of
+  /// the state may be named several times: each continuation is a prompt of the batch the hooks see
+  /// (`SiteView::batch`: rows first … length − 1 of it; attention sites have all its keys).
+  /// layer = L runs no layer: only what follows the last block. Returns the residual stream after
+  /// the last block, [rows of the continuations, d_model]; run_logits takes rows of these.
+  /// Throws UsageError for rows or layers that are not there, and for first > 0 in a model that
+  /// attends in both directions.
+  std::span<const float> resume(const RunState& state, std::int32_t layer,
+                                std::span<const Continuation> which, const Hooks& hooks = {});
+
+  /// What the site q, k or v (`kind`) of one head would hold if the residual stream that its layer
+  /// reads were `residual` [rows, d_model]: norm, projection, bias → out [rows, d_head]. `head`
+  /// counts key/value heads for k and v. The same bits as the pass gives.
+  void read_head(SiteKind kind, std::int32_t layer, std::int64_t head,
+                 std::span<const float> residual, std::span<float> out) const;
 
   /// The model's own logits for token rows of the last run: out [rows, d_vocab]. Only these rows
   /// are computed. Follows what hooks wrote, the final norm's sites included.

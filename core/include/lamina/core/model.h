@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lamina/core/config.h"
+#include "lamina/core/site.h"
 #include "lamina/core/tokenizer.h"
 
 namespace lamina {
@@ -39,6 +40,9 @@ class Model {
 
   /// What the final norm multiplies by, offset included: out [d_model]; ones without a final norm.
   void final_norm_weight(std::span<float> out) const;
+  /// What the norm whose normalised site is `kind` (ln1_normalized, ln1_post_normalized, …)
+  /// multiplies by, offset included: out [d_model]. UsageError if the model has no such norm.
+  void norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out) const;
   /// Rows first … first + count − 1 of the unembedding matrix: out [count, d_model].
   void unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const;
 
