@@ -19,10 +19,10 @@ using testing::size;
 using testing::TinyConfig;
 using Prompts = std::vector<std::vector<float>>;  // values of one site, [prompt]
 
-// A step of h times the site's size changes m by h·(g·u) + O(h³), and by O(h²) where a ReLU's kink
-// is passed; the forward pass is fp32, so differences of m carry about 1e-7 of the terms of m.
-// Which of the two errors is larger depends on the model: the best of these steps counts.
-constexpr double kSteps[] = {1.6e-2, 4e-3, 1e-3, 2.5e-4};
+// A step of h times the site's size changes m by h·(g·u) + O(h³); the forward pass is fp32, so
+// differences of m carry about 1e-7 of the terms of m. Which of the two errors is larger depends on
+// the model: the best of these steps counts.
+constexpr double kSteps[] = {1.6e-2, 4e-3, 1e-3};
 constexpr double kTolerance = 1e-2;
 
 double rms(const Prompts& values) {
@@ -103,6 +103,7 @@ class Difference : public ::testing::TestWithParam<TinyConfig> {
  protected:
   Difference() {
     Hooks hooks;
+    off_kinks(hooks);
     testing::read_all(config_, hooks, base_);
     forward_.run(batch_, hooks);
     std::vector<float> logits(metric_.c.size());
@@ -110,10 +111,28 @@ class Difference : public ::testing::TestWithParam<TinyConfig> {
     for (std::size_t i = 0; i < logits.size(); ++i) terms_ += std::abs(logits[i] * metric_.c[i]);
   }
 
+  // At a ReLU's kink a difference finds neither derivative. Constants (made in the first pass) keep
+  // the inputs of ReLUs away from it.
+  void off_kinks(Hooks& hooks) {
+    if (config_.act != Activation::relu || config_.d_mlp == 0) return;
+    pushed_ = 0;
+    for (std::int32_t layer = 0; layer < config_.n_layers; ++layer) {
+      hooks.write({SiteKind::mlp_pre, layer}, [this](SiteView& view) {
+        if (pushed_ == pushes_.size()) {
+          std::vector<float>& push = pushes_.emplace_back();
+          for (float value : view.values) push.push_back(value < 0 ? -0.1f : 0.1f);
+        }
+        const std::vector<float>& push = pushes_[pushed_++];
+        for (std::size_t i = 0; i < push.size(); ++i) view.values[i] += push[i];
+      });
+    }
+  }
+
   // m where h times `u` is added at `site`, under the hooks that `more` adds.
   double metric_at(Site site, const Prompts& u, double h, const std::function<void(Hooks&)>& more,
                    const RunOptions& options = {}) {
     Hooks hooks;
+    off_kinks(hooks);
     hooks.write(site, add(u, h));
     if (more) more(hooks);
     forward_.run(batch_, hooks, options);
@@ -136,7 +155,7 @@ class Difference : public ::testing::TestWithParam<TinyConfig> {
       }
       error = std::sqrt(error), norm = std::sqrt(norm);
       if (error < best) best = error, norm_of_best = norm;
-      if (error <= 0.1 * kTolerance * norm) break;
+      if (error <= 0.3 * kTolerance * norm) break;
     }
     const double rounding = 1e-7 * terms / kSteps[0];
     EXPECT_LE(best, kTolerance * norm_of_best + rounding) << what << ": derivatives of " << norm;
@@ -164,7 +183,10 @@ class Difference : public ::testing::TestWithParam<TinyConfig> {
   // The gradient under `rules` against differences of passes in which `kinds` keep their old
   // values.
   void expect_frozen(const BackwardRules& rules, std::initializer_list<SiteKind> kinds) {
-    const SiteValues gradient = testing::gradients(forward_, backward_, batch_, metric_, rules);
+    Hooks base;
+    off_kinks(base);
+    const SiteValues gradient =
+        testing::gradients(forward_, backward_, batch_, metric_, rules, base);
     const auto frozen = [&](Site site) {
       return std::find(kinds.begin(), kinds.end(), site.kind) != kinds.end();
     };
@@ -185,12 +207,16 @@ class Difference : public ::testing::TestWithParam<TinyConfig> {
   Batch batch_ = testing::pack(testing::random_prompts({6, 9}, GetParam().d_vocab, 2));
   testing::Metric metric_ = testing::random_metric(batch_, config_, 4);
   SiteValues base_;
+  std::vector<std::vector<float>> pushes_;  // of off_kinks, in the order of the steps
+  std::size_t pushed_ = 0;
   double terms_ = 0;  // Σ |c·logit|
   double worst_ = 0;
 };
 
 TEST_P(Difference, EverySite) {
-  const SiteValues gradient = testing::gradients(forward_, backward_, batch_, metric_);
+  Hooks base;
+  off_kinks(base);
+  const SiteValues gradient = testing::gradients(forward_, backward_, batch_, metric_, {}, base);
   ASSERT_EQ(gradient.size(), all_sites(config_).size());
   for (const auto& [site, values] : base_) {
     ASSERT_FALSE(gradient.at(site).empty()) << site_name(site) << " never fired";
@@ -209,7 +235,9 @@ TEST_P(Difference, AddingAtASiteSeedsIt) {
     if (site.kind == SiteKind::embed || site.kind == SiteKind::pos_embed) continue;
     const Prompts a = direction(site, values, 77);
     Tape tape;
-    forward_.run(batch_, {}, {.tape = &tape});
+    Hooks base;
+    off_kinks(base);
+    forward_.run(batch_, base, {.tape = &tape});
     backward_.seed(tape, metric_.rows, nothing);
     Prompts found(base_.at(entry).size());
     Hooks hooks;
@@ -227,6 +255,7 @@ TEST_P(Difference, AddingAtASiteSeedsIt) {
     expect_derivatives(site_name(site), got, terms, [&](std::size_t k, double h) {
       Prompts moved(values.size());
       Hooks reading;
+      off_kinks(reading);
       reading.write(entry, add(u[k], h));
       reading.read(site, copy_to(moved));
       forward_.run(batch_, reading);
@@ -266,6 +295,7 @@ TEST_P(Difference, ThroughHooksThatWrite) {
   std::uint64_t seed = 900;
   for (Site site : all_sites(config_)) {
     if (site.layer > 1 || site.kind == SiteKind::pattern) continue;
+    if (site.kind == SiteKind::mlp_pre && !pushes_.empty()) continue;  // written by off_kinks
     const bool scale = site_name(site).ends_with("hook_scale");
     Prompts change = direction(site, base_.at(site), ++seed);
     for (auto& prompt : change) {
@@ -285,7 +315,9 @@ TEST_P(Difference, ThroughHooksThatWrite) {
       }
     });
   };
+  pushes_.clear();
   Hooks hooks;
+  off_kinks(hooks);
   write(hooks);
   SiteValues values;
   testing::read_all(config_, hooks, values);
@@ -305,6 +337,8 @@ TEST_P(Difference, AlongOtherStepsFromAStart) {
   Prompts values, gradient;
   const Site entry{SiteKind::resid_pre, 2};
   Hooks reading, hooks;
+  pushes_.clear();
+  off_kinks(reading);
   reading.read(entry, copy_to(values));
   hooks.read(entry, copy_to(gradient));
   int embeddings = 0;
@@ -322,7 +356,9 @@ TEST_P(Difference, AlongOtherStepsFromAStart) {
 TEST_P(Difference, SeededAtTheLastBlock) {
   const std::vector<float> v = testing::normal_values(size(batch_.tokens() * config_.d_model), 8);
   Tape tape;
-  forward_.run(batch_, {}, {.tape = &tape});
+  Hooks base;
+  off_kinks(base);
+  forward_.run(batch_, base, {.tape = &tape});
   backward_.seed_residual(tape, v);
   SiteValues gradient;
   Hooks hooks;
@@ -343,6 +379,7 @@ TEST_P(Difference, SeededAtTheLastBlock) {
     }
     expect_derivatives(site_name(site), got, terms, [&](std::size_t k, double h) {
       Hooks moved;
+      off_kinks(moved);
       moved.write(site, add(u[k], h));
       const auto x = forward_.run(batch_, moved);
       double sum = 0;

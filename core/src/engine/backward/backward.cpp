@@ -77,6 +77,7 @@ struct Backward::Impl {
   void seed(const Tape::Impl& t, std::span<const std::int64_t> rows,
             std::span<const float> gradient);
   void unembed_input(std::span<const std::int64_t> rows, const std::vector<float>& gradient);
+  void check_tape(const Tape::Impl& t) const;
   void begin_seed(const Tape::Impl& t);
   void check_norms(const Tape::Impl& t) const;
   void run();
@@ -126,9 +127,13 @@ struct Backward::Impl {
   }
 };
 
-void Backward::Impl::begin_seed(const Tape::Impl& t) {
+void Backward::Impl::check_tape(const Tape::Impl& t) const {
   if (t.model == nullptr) fail_usage("the backward pass was given a tape that no pass has filled");
   if (t.model != &model) fail_usage("the backward pass was given a tape of another model");
+}
+
+void Backward::Impl::begin_seed(const Tape::Impl& t) {
+  check_tape(t);
   if (seeded == &t && seeded_pass == t.pass) return;
   if (seeded != nullptr) {
     const bool refilled = seeded == &t;
@@ -161,6 +166,7 @@ void Backward::Impl::check_norms(const Tape::Impl& t) const {
 
 void Backward::Impl::seed(const Tape::Impl& t, std::span<const std::int64_t> rows,
                           std::span<const float> gradient) {
+  check_tape(t);
   const std::int64_t d = config.d_model, vocabulary = config.d_vocab;
   const auto count = static_cast<std::int64_t>(rows.size());
   if (static_cast<std::int64_t>(gradient.size()) != count * vocabulary) {
@@ -684,6 +690,7 @@ void Backward::seed(const Tape& tape, std::span<const std::int64_t> rows,
 
 void Backward::seed_residual(const Tape& tape, std::span<const float> gradient) {
   Impl& s = *impl_;
+  s.check_tape(tape.impl());
   const auto wanted = size(tape.batch().tokens() * s.config.d_model);
   if (gradient.size() != wanted) {
     fail_usage("a gradient of {} values was given, {} tokens × {} need {}", gradient.size(),
