@@ -1,0 +1,102 @@
+#include "attribution_pass.h"
+
+#include "lamina/core/error.h"
+
+namespace lamina::patching {
+namespace {
+
+// Rows of the corrupted prompt, in the clean prompt's order.
+void add_mapped_rows(const Pair& pair, std::int64_t first, std::vector<std::int64_t>& rows) {
+  for (std::int64_t p = 0; p < pair.tokens(); ++p) {
+    const std::int64_t at =
+        pair.token_map.empty() ? p : pair.token_map[static_cast<std::size_t>(p)];
+    rows.push_back(first + at);
+  }
+}
+
+void add_rows(const Pair& pair, std::int64_t first, std::vector<std::int64_t>& rows) {
+  for (std::int64_t p = 0; p < pair.tokens(); ++p) rows.push_back(first + p);
+}
+
+Chunk make_chunk(std::span<const Pair> pairs, std::size_t first, std::size_t end,
+                 Direction direction) {
+  Chunk chunk;
+  chunk.first = first;
+  chunk.pairs = pairs.subspan(first, end - first);
+  const bool denoise = direction == Direction::denoise;
+  for (const Pair& pair : chunk.pairs) {
+    const std::int64_t row = chunk.base.tokens();
+    add_mapped_rows(pair, row, denoise ? chunk.base_rows : chunk.other_rows);
+    add_rows(pair, row, denoise ? chunk.other_rows : chunk.base_rows);
+    chunk.base.add(denoise ? pair.corrupted : pair.clean);
+    chunk.other.add(denoise ? pair.clean : pair.corrupted);
+  }
+  return chunk;
+}
+
+}  // namespace
+
+void check_attribution(std::span<const Pair> pairs, const Metric& metric,
+                       const AttributionOptions& options) {
+  if (metric.pairs() != static_cast<std::int64_t>(pairs.size())) {
+    fail_usage("a metric of {} pairs was given for {} pairs", metric.pairs(), pairs.size());
+  }
+  if (options.ig_steps < 0) fail_usage("integrated gradients with {} steps", options.ig_steps);
+  if (options.batch_tokens < 1) fail_usage("batches of {} tokens", options.batch_tokens);
+}
+
+std::vector<Chunk> make_chunks(std::span<const Pair> pairs, Direction direction,
+                               std::int64_t batch_tokens) {
+  std::vector<Chunk> chunks;
+  for (std::size_t first = 0; first < pairs.size();) {
+    std::size_t end = first;
+    std::int64_t tokens = 0;
+    while (end < pairs.size() && (end == first || tokens + pairs[end].tokens() <= batch_tokens)) {
+      tokens += pairs[end++].tokens();
+    }
+    chunks.push_back(make_chunk(pairs, first, end, direction));
+    first = end;
+  }
+  return chunks;
+}
+
+void record(Hooks& hooks, std::span<const Site> sites, std::int64_t prompts, Recorded& out) {
+  for (const Site site : sites) {
+    Values& values = out[site];
+    hooks.read(site, [&values, prompts](SiteView& view) {
+      const bool attention = view.shape.attention;
+      values.blocks.resize(attention ? static_cast<std::size_t>(prompts) : 1);
+      values.blocks[attention ? static_cast<std::size_t>(view.prompt) : 0].assign(
+          view.values.begin(), view.values.end());
+    });
+  }
+}
+
+GradientPass::GradientPass(Forward& forward, const Metric& metric)
+    : forward_(forward), metric_(metric), backward_(forward.model()) {}
+
+std::vector<double> GradientPass::run(const Chunk& chunk, const Batch& batch,
+                                      const Hooks& forward_hooks, const BackwardRules& rules,
+                                      const Hooks& gradient_hooks, std::span<const Step> steps,
+                                      std::span<const float> start) {
+  forward_.run(batch, forward_hooks, {.steps = steps, .start = start, .tape = &tape_});
+  const auto prompts = static_cast<std::size_t>(batch.prompts());
+  const auto vocabulary = static_cast<std::size_t>(forward_.model().config().d_vocab);
+  std::vector<std::int64_t> last;
+  for (std::size_t i = 0; i < prompts; ++i) last.push_back(batch.offsets[i + 1] - 1);
+  logits_.resize(prompts * vocabulary);
+  gradient_.resize(prompts * vocabulary);
+  forward_.run_logits(last, logits_);
+  std::vector<double> metric(prompts);
+  for (std::size_t i = 0; i < prompts; ++i) {
+    metric[i] =
+        metric_.gradient(static_cast<std::int64_t>(chunk.first + i),
+                         std::span<const float>(logits_).subspan(i * vocabulary, vocabulary),
+                         std::span<float>(gradient_).subspan(i * vocabulary, vocabulary));
+  }
+  backward_.seed(tape_, last, gradient_);
+  backward_.run(tape_, rules, gradient_hooks);
+  return metric;
+}
+
+}  // namespace lamina::patching
