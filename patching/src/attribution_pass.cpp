@@ -1,37 +1,39 @@
 #include "attribution_pass.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "lamina/core/error.h"
 
 namespace lamina::patching {
 namespace {
-
-// Rows of the corrupted prompt, in the clean prompt's order.
-void add_mapped_rows(const Pair& pair, std::int64_t first, std::vector<std::int64_t>& rows) {
-  for (std::int64_t p = 0; p < pair.tokens(); ++p) {
-    const std::int64_t at =
-        pair.token_map.empty() ? p : pair.token_map[static_cast<std::size_t>(p)];
-    rows.push_back(first + at);
-  }
-}
-
-void add_rows(const Pair& pair, std::int64_t first, std::vector<std::int64_t>& rows) {
-  for (std::int64_t p = 0; p < pair.tokens(); ++p) rows.push_back(first + p);
-}
 
 Chunk make_chunk(std::span<const Pair> pairs, std::size_t first, std::size_t end,
                  Direction direction) {
   Chunk chunk;
   chunk.first = first;
   chunk.pairs = pairs.subspan(first, end - first);
-  const bool denoise = direction == Direction::denoise;
+  Batch clean, corrupted;
+  std::vector<std::int64_t> clean_rows, corrupted_rows;
   for (const Pair& pair : chunk.pairs) {
-    const std::int64_t row = chunk.base.tokens();
-    add_mapped_rows(pair, row, denoise ? chunk.base_rows : chunk.other_rows);
-    add_rows(pair, row, denoise ? chunk.other_rows : chunk.base_rows);
-    chunk.base.add(denoise ? pair.corrupted : pair.clean);
-    chunk.other.add(denoise ? pair.clean : pair.corrupted);
+    for (std::int64_t p = 0; p < pair.tokens(); ++p) {
+      clean_rows.push_back(clean.tokens() + p);
+      corrupted_rows.push_back(corrupted.tokens() + pair.corrupted_position(p));
+    }
+    clean.add(pair.clean);
+    corrupted.add(pair.corrupted);
   }
+  chunk.offsets = clean.offsets;
+  const bool denoise = direction == Direction::denoise;
+  chunk.base = denoise ? std::move(corrupted) : clean;
+  chunk.other = denoise ? std::move(clean) : std::move(corrupted);
+  chunk.base_rows = denoise ? std::move(corrupted_rows) : clean_rows;
+  chunk.other_rows = denoise ? std::move(clean_rows) : std::move(corrupted_rows);
   return chunk;
+}
+
+std::int64_t longer(const Pair& pair) {
+  return std::max(pair.tokens(), static_cast<std::int64_t>(pair.corrupted.size()));
 }
 
 }  // namespace
@@ -51,8 +53,8 @@ std::vector<Chunk> make_chunks(std::span<const Pair> pairs, Direction direction,
   for (std::size_t first = 0; first < pairs.size();) {
     std::size_t end = first;
     std::int64_t tokens = 0;
-    while (end < pairs.size() && (end == first || tokens + pairs[end].tokens() <= batch_tokens)) {
-      tokens += pairs[end++].tokens();
+    while (end < pairs.size() && (end == first || tokens + longer(pairs[end]) <= batch_tokens)) {
+      tokens += longer(pairs[end++]);
     }
     chunks.push_back(make_chunk(pairs, first, end, direction));
     first = end;

@@ -20,12 +20,10 @@ struct Chunk {
   std::size_t first = 0;  // index of the first pair
   std::span<const Pair> pairs;
   Batch base, other;
-  /// Token row of clean position p of pair i: rows[offsets[i] + p]. `values` counts rows in this
-  /// order, which is the clean prompt's.
+  /// Clean position p of pair i has the index t = offsets[i] + p here and stands in the token rows
+  /// base_rows[t] and other_rows[t] of the two batches.
+  std::vector<std::int64_t> offsets = {0};
   std::vector<std::int64_t> base_rows, other_rows;
-
-  const std::vector<std::int64_t>& offsets() const { return base.offsets; }
-  std::int64_t tokens() const { return base.tokens(); }
 };
 
 /// Splits the pairs into chunks of at most `batch_tokens` tokens, at least one pair each.

@@ -45,7 +45,7 @@ double token_sum(const Chunk& chunk, const Node& node, const Values& difference,
     inner.first = static_cast<std::size_t>(node.head) * width;
     inner.end = inner.first + width;
   }
-  const auto offset = static_cast<std::size_t>(chunk.offsets()[pair]);
+  const auto offset = static_cast<std::size_t>(chunk.offsets[pair]);
   const Range positions(node.position, static_cast<std::size_t>(chunk.pairs[pair].tokens()));
   double sum = 0.0;
   for (std::size_t p = positions.first; p < positions.end; ++p) {
@@ -116,7 +116,7 @@ Values difference(const Chunk& chunk, const SiteShape& shape, const Values& base
     return out;
   }
   const auto row = static_cast<std::size_t>(shape.row());
-  std::vector<float>& d = out.blocks.emplace_back(base.blocks[0].size());
+  std::vector<float>& d = out.blocks.emplace_back(chunk.base_rows.size() * row);
   for (std::size_t t = 0; t < chunk.base_rows.size(); ++t) {
     const float* a = other.blocks[0].data() + static_cast<std::size_t>(chunk.other_rows[t]) * row;
     const float* b = base.blocks[0].data() + static_cast<std::size_t>(chunk.base_rows[t]) * row;

@@ -11,6 +11,7 @@ Models: gpt2, qwen2 and gemma2 of tests/goldens, run in double precision. Every 
     metric             logit difference of the clean and of the corrupted prompt
     RULES/SITE         gradient of the logit difference at the site in the corrupted run
     score/RULES/SITE   Σ_d (clean − corrupted) · gradient, [position]
+    terms/RULES/SITE   Σ_d |(clean − corrupted) · gradient|: what rounding errors are measured against
     zeros              index into d_mlp and value of the pre-activations written in RULES = "stabiliser"
 
 RULES: none (the plain gradient), ln, identity, half, ah (each rule alone), relp (ln + identity +
@@ -155,6 +156,7 @@ def golden(name, fork):
             if rules in ("none", "relp"):
                 product = (clean_values[site] - values[site])[0] * gradient[0]
                 out[f"score/{rules}/{site}"] = product.flatten(1).sum(1)
+                out[f"terms/{rules}/{site}"] = product.flatten(1).abs().sum(1)
     # Each switch must matter where it can: else the reference would test nothing.
     different = lambda a, b: (out[f"{a}/hook_embed"] - out[f"{b}/hook_embed"]).abs().max() > 1e-3 * out[
         f"{b}/hook_embed"].abs().max()
