@@ -325,7 +325,7 @@ void Sweep::rows_of(std::size_t n, std::size_t pair, Use&& use) const {
     const std::int64_t window = config_.layers[static_cast<std::size_t>(node.site.layer)].window;
     const std::int64_t last = config_.causal ? to + 1 : length;
     const std::int64_t first =
-        config_.causal && window > 0 ? std::max<std::int64_t>(0, to + 1 - window) : 0;
+        window > 0 ? std::max<std::int64_t>(0, to + 1 - window) : 0;
     const auto cut = [&](std::span<const float> row) {
       return row.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(last - first));
     };
@@ -349,7 +349,7 @@ std::optional<PatchedRun> Sweep::planned(std::size_t n, std::size_t pair) const 
                  .prompt = static_cast<std::int64_t>(pair - first_pair_),
                  .layer = start_layer(site, config_),
                  .first = length,
-                 .group = run_group(site.kind)};
+                 .group = runs_of_site(site.kind)};
   const bool only_last_row = run.layer == config_.n_layers ||
                              (run.layer + 1 == config_.n_layers && behind_keys(site.kind));
   rows_of(n, pair,

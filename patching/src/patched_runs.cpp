@@ -62,7 +62,7 @@ std::uint64_t PatchedRuns::bytes_per_row(const ModelConfig& config, bool results
   return static_cast<std::uint64_t>(values) * sizeof(float);
 }
 
-std::int32_t run_group(SiteKind kind) {
+std::int32_t runs_of_site(SiteKind kind) {
   switch (kind) {
     case SiteKind::attn_scores:
     case SiteKind::pattern: return kAttentionRuns;

@@ -21,7 +21,7 @@ struct PatchedRun {
 
 /// Groups of runs that make a pass slower for all its rows: they are kept apart.
 inline constexpr std::int32_t kAttentionRuns = 1, kResultRuns = 2, kFinalNormRuns = 3;
-std::int32_t run_group(SiteKind kind);
+std::int32_t runs_of_site(SiteKind kind);
 
 /// What the runs of one batch overwrite.
 class WriteList {
