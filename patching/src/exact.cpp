@@ -54,16 +54,13 @@ class Sweep {
     return denoise() ? pairs_[pair].clean : pairs_[pair].corrupted;
   }
   bool denoise() const { return options_.direction == Direction::denoise; }
-  std::int64_t corrupted_row(std::size_t pair, std::int64_t position) const {
-    const std::vector<std::int32_t>& map = pairs_[pair].token_map;
-    return map.empty() ? position : map[static_cast<std::size_t>(position)];
-  }
+  std::int64_t base_length(std::size_t pair) const { return std::ssize(base_ids(pair)); }
   std::int64_t base_row(std::size_t pair, std::int64_t position) const {
-    return denoise() ? corrupted_row(pair, position) : position;
+    return denoise() ? pairs_[pair].corrupted_position(position) : position;
   }
   std::int64_t source_row(std::size_t pair, std::int64_t position) const {
     const bool corrupted = denoise() == (options_.replacement == Replacement::resample);
-    return corrupted ? corrupted_row(pair, position) : position;
+    return corrupted ? pairs_[pair].corrupted_position(position) : position;
   }
 
   void check() const;
@@ -118,10 +115,10 @@ Sweep::Sweep(Forward& forward, std::span<const Pair> pairs, const Metric& metric
     means_.emplace(forward, options.reference.empty() ? others : options.reference, sites,
                    options.mean_per_position, options.memory / 2);
     if (options.mean_per_position) {
-      for (const Pair& pair : pairs) {
-        if (pair.tokens() == means_->length()) continue;
+      for (std::size_t p = 0; p < pairs.size(); ++p) {
+        if (base_length(p) == means_->length()) continue;
         fail_usage("pair '{}' has {} tokens; the means per position are those of {} positions",
-                   pair.id, pair.tokens(), means_->length());
+                   pairs[p].id, base_length(p), means_->length());
       }
     }
   }
@@ -147,11 +144,11 @@ void Sweep::check() const {
 
 void Sweep::choose_partners() {
   std::map<std::int64_t, std::vector<std::size_t>> by_length;
-  for (std::size_t p = 0; p < pairs_.size(); ++p) by_length[pairs_[p].tokens()].push_back(p);
+  for (std::size_t p = 0; p < pairs_.size(); ++p) by_length[base_length(p)].push_back(p);
   for (std::size_t p = 0; p < pairs_.size(); ++p) {
-    const std::vector<std::size_t>& same = by_length[pairs_[p].tokens()];
+    const std::vector<std::size_t>& same = by_length[base_length(p)];
     if (same.size() < 2) {
-      fail_usage("resampling: no other pair has the {} tokens of pair '{}'", pairs_[p].tokens(),
+      fail_usage("resampling: no other pair has the {} tokens of pair '{}'", base_length(p),
                  pairs_[p].id);
     }
     const auto self = static_cast<std::size_t>(std::find(same.begin(), same.end(), p) - same.begin());
@@ -172,8 +169,11 @@ std::vector<Sweep::Group> Sweep::groups() const {
                                    [](Site s) { return s.kind == SiteKind::result; });
   const std::uint64_t per_token =
       RunState::bytes_per_token(config_) + PatchedRuns::bytes_per_row(config_, results);
+  const auto tokens = [&](std::size_t pair) {  // with a map the prompts may differ in length
+    return std::max(base_length(pair), static_cast<std::int64_t>(other_ids(pair).size()));
+  };
   const auto site_bytes = [&](Site site, std::size_t pair) {
-    const std::int64_t length = pairs_[pair].tokens();
+    const std::int64_t length = tokens(pair);
     return 2 * SiteValues::bytes(site, config_, std::span(&length, 1));
   };
   const std::uint64_t budget = options_.memory / 2;
@@ -182,7 +182,7 @@ std::vector<Sweep::Group> Sweep::groups() const {
     Group group{.first = i, .end = i, .pieces = {}};
     std::uint64_t bytes = 0;
     for (; group.end < pairs_.size(); ++group.end) {
-      std::uint64_t need = static_cast<std::uint64_t>(pairs_[group.end].tokens()) * per_token;
+      std::uint64_t need = static_cast<std::uint64_t>(tokens(group.end)) * per_token;
       for (const Site site : sites) need += site_bytes(site, group.end);
       if (group.end > i && bytes + need > budget) break;
       bytes += need;
@@ -195,7 +195,7 @@ std::vector<Sweep::Group> Sweep::groups() const {
         const std::uint64_t need = site_bytes(site, i);
         if (bytes + need > budget) {
           group.pieces.emplace_back();
-          bytes = static_cast<std::uint64_t>(pairs_[i].tokens()) * per_token;
+          bytes = static_cast<std::uint64_t>(tokens(i)) * per_token;
         }
         group.pieces.back().push_back(site);
         bytes += need;
@@ -323,7 +323,7 @@ void Sweep::rows_of(std::size_t n, std::size_t pair, Use&& use) const {
     }
     // Only keys this query sees: what the mask hides stays hidden.
     const std::int64_t window = config_.layers[static_cast<std::size_t>(node.site.layer)].window;
-    const std::int64_t last = config_.causal ? to + 1 : length;
+    const std::int64_t last = config_.causal ? to + 1 : base_length(pair);
     const std::int64_t first =
         window > 0 ? std::max<std::int64_t>(0, to + 1 - window) : 0;
     const auto cut = [&](std::span<const float> row) {
@@ -343,7 +343,7 @@ void Sweep::rows_of(std::size_t n, std::size_t pair, Use&& use) const {
 // Where a patched run must start; none if it cannot differ from the base run.
 std::optional<PatchedRun> Sweep::planned(std::size_t n, std::size_t pair) const {
   const Node& node = nodes_[n];
-  const std::int64_t length = pairs_[pair].tokens();
+  const std::int64_t length = base_length(pair);
   const Site site = latest_equal(node.site, config_);
   PatchedRun run{.id = static_cast<std::int64_t>(n * pairs_.size() + pair),
                  .prompt = static_cast<std::int64_t>(pair - first_pair_),
@@ -371,7 +371,7 @@ void Sweep::list_writes(const PatchedRun& run, WriteList& list) const {
   const Site site = latest_equal(nodes_[n].site, config_);
   const bool attention = site_shape(site, config_).attention;
   // Without layers only the last row is there.
-  const std::int64_t first = run.layer == config_.n_layers ? pairs_[pair].tokens() - 1 : run.first;
+  const std::int64_t first = run.layer == config_.n_layers ? base_length(pair) - 1 : run.first;
   rows_of(n, pair,
           [&](std::int64_t row, std::int64_t head, std::int64_t offset, std::span<const float>,
               std::span<const float> value) {
@@ -413,8 +413,14 @@ void Sweep::run_piece(const Group& group, std::span<const Site> sites, PatchResu
   PatchedRuns patched(forward_, state_, options_.memory / 2);
   patched.writes = [this](const PatchedRun& run, WriteList& list) { list_writes(run, list); };
   patched.consume = [&](const PatchedRun& run, std::span<const float> logits) {
-    const auto pair = run.id % static_cast<std::int64_t>(pairs_.size());
-    result.patched[static_cast<std::size_t>(run.id)] = metric_.value(pair, logits);
+    const auto pairs_count = static_cast<std::int64_t>(pairs_.size());
+    try {
+      result.patched[static_cast<std::size_t>(run.id)] =
+          metric_.value(run.id % pairs_count, logits);
+    } catch (const Error& error) {
+      fail("{} patched, {}", node_name(nodes_[static_cast<std::size_t>(run.id / pairs_count)]),
+           error.what());
+    }
     ++result.runs;
     advance();
   };

@@ -75,7 +75,11 @@ TEST_P(ExactSweep, EqualsWholeRunsBitForBit) {
   }
 }
 
+// Without denominators, which cannot be 0.
 TEST_P(ExactSweep, ZeroAblationEqualsWholeRuns) {
+  std::erase_if(nodes_, [](const Node& n) {
+    return site_name(n.site).find("scale") != std::string::npos;
+  });
   const PatchResult result =
       patch_exactly(forward_, pairs_, metric_, nodes_,
                     {.direction = Direction::noise, .replacement = Replacement::zero});
@@ -132,6 +136,43 @@ TEST_P(ExactSweep, ResamplingTakesTheValuesOfOneOtherPairOfEqualLength) {
                 patched_slowly(forward_, metric, static_cast<std::int64_t>(p), same[p].clean,
                                nodes_[n], source.at(nodes_[n].site)))
           << node_name(nodes_[n]);
+    }
+  }
+}
+
+// Corrupted prompts with one token more in front: position p stands for p + 1.
+TEST_P(ExactSweep, MappedPositionsEqualWholeRuns) {
+  std::erase_if(nodes_, [&](const Node& n) { return site_shape(n.site, model_.config()).attention; });
+  for (Pair& pair : pairs_) {
+    pair.corrupted.insert(pair.corrupted.begin(), 3);
+    for (std::int64_t t = 0; t < pair.tokens(); ++t) {
+      pair.token_map.push_back(static_cast<std::int32_t>(t + 1));
+    }
+  }
+  const Metric metric(MetricKind::logit_diff, pairs_, tiny().d_vocab);
+  for (const Direction direction : {Direction::denoise, Direction::noise}) {
+    const PatchResult result =
+        patch_exactly(forward_, pairs_, metric, nodes_, {.direction = direction});
+    for (std::size_t p = 0; p < pairs_.size(); ++p) {
+      const AllSites source = record_all(forward_, other(p, direction));
+      for (std::size_t n = 0; n < nodes_.size(); ++n) {
+        if (nodes_[n].position >= pairs_[p].tokens()) continue;
+        const std::int64_t row = site_shape(nodes_[n].site, model_.config()).row();
+        Hooks hooks;
+        hooks.write(nodes_[n].site, [&](SiteView& view) {
+          const std::int64_t shift = direction == Direction::denoise ? row : -row;
+          const std::vector<float>& values = source.at(nodes_[n].site);
+          for_values(nodes_[n], model_.config(), pairs_[p].tokens(), [&](std::size_t clean) {
+            const auto corrupted = clean + static_cast<std::size_t>(row);
+            shift > 0 ? view.values[corrupted] = values[clean]
+                      : view.values[clean] = values[corrupted];
+          });
+        });
+        EXPECT_EQ(result.patched[n * pairs_.size() + p],
+                  metric.value(static_cast<std::int64_t>(p),
+                               last_logits(forward_, base(p, direction), hooks)))
+            << node_name(nodes_[n]) << ", pair " << p;
+      }
     }
   }
 }
