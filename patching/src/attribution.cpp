@@ -25,12 +25,12 @@ using patching::Values;
 class Attribution {
  public:
   Attribution(Forward& forward, const Metric& metric, std::span<const SiteNodes> groups,
-              const AttributionOptions& options, Scores& scores)
-      : forward_(forward),
-        config_(forward.model().config()),
+              const AttributionOptions& options, Scores& scores, Attributed& out)
+      : config_(forward.model().config()),
         groups_(groups),
         options_(options),
         scores_(scores),
+        out_(out),
         pass_(forward, metric) {
     for (const SiteNodes& group : groups) sites_.push_back(group.site);
   }
@@ -46,12 +46,20 @@ class Attribution {
   }
 
  private:
-  // Records the sites in a plain run.
-  void run_plain(const Batch& batch, std::span<const Site> sites, Recorded& out,
-                 RunState* keep = nullptr) {
+  // Records the sites in a plain run; returns the metric.
+  std::vector<double> run_plain(const Chunk& chunk, const Batch& batch, std::span<const Site> sites,
+                                Recorded& out, RunState* keep = nullptr) {
     Hooks hooks;
     record(hooks, sites, batch.prompts(), out);
-    forward_.run(batch, hooks, {.keep = keep});
+    return pass_.metric_of(chunk, batch, hooks, keep);
+  }
+
+  // Metrics of the two runs.
+  void found(const Chunk& chunk, const std::vector<double>& base,
+             const std::vector<double>& other) {
+    const auto at = static_cast<std::ptrdiff_t>(chunk.first);
+    std::copy(base.begin(), base.end(), out_.base.begin() + at);
+    std::copy(other.begin(), other.end(), out_.other.begin() + at);
   }
 
   std::map<Site, Values> differences(const Chunk& chunk, Recorded& base, Recorded& other) const {
@@ -67,7 +75,8 @@ class Attribution {
   void at_one_point(const Chunk& chunk) {
     const bool at_other = options_.gradient_at_other;
     Recorded base, other;
-    run_plain(at_other ? chunk.base : chunk.other, sites_, at_other ? base : other);
+    const std::vector<double> there =
+        run_plain(chunk, at_other ? chunk.base : chunk.other, sites_, at_other ? base : other);
     Hooks recording, gradients;
     record(recording, sites_, chunk.base.prompts(), at_other ? other : base);
     std::map<Site, Values> difference;
@@ -78,7 +87,9 @@ class Attribution {
                     at_other ? chunk.other_rows : chunk.base_rows, 1.0);
       });
     }
-    pass_.run(chunk, at_other ? chunk.other : chunk.base, recording, options_.rules, gradients);
+    const std::vector<double> here =
+        pass_.run(chunk, at_other ? chunk.other : chunk.base, recording, options_.rules, gradients);
+    found(chunk, at_other ? there : here, at_other ? here : there);
   }
 
   void along_inputs(const Chunk& chunk) {
@@ -86,8 +97,8 @@ class Attribution {
     std::vector<Site> sites = sites_;
     if (std::find(sites.begin(), sites.end(), embedding) == sites.end()) sites.push_back(embedding);
     Recorded base, other;
-    run_plain(chunk.other, sites, other);
-    run_plain(chunk.base, sites, base);
+    const std::vector<double> there = run_plain(chunk, chunk.other, sites, other);
+    found(chunk, run_plain(chunk, chunk.base, sites, base), there);
     const std::map<Site, Values> difference = differences(chunk, base, other);
     for (std::int64_t k = 0; k < options_.ig_steps; ++k) {
       Hooks writing;
@@ -100,9 +111,9 @@ class Attribution {
 
   void along_nodes(const Chunk& chunk) {
     Recorded base, other;
-    run_plain(chunk.other, sites_, other);
+    const std::vector<double> there = run_plain(chunk, chunk.other, sites_, other);
     RunState state;
-    run_plain(chunk.base, sites_, base, &state);
+    found(chunk, run_plain(chunk, chunk.base, sites_, base, &state), there);
     const std::map<Site, Values> difference = differences(chunk, base, other);
     const std::vector<Step> all = all_steps(config_);
     for (const SiteNodes& group : groups_) {
@@ -140,24 +151,27 @@ class Attribution {
     });
   }
 
-  Forward& forward_;
   const ModelConfig& config_;
   std::span<const SiteNodes> groups_;
   std::vector<Site> sites_;
   const AttributionOptions& options_;
   Scores& scores_;
+  Attributed& out_;
   GradientPass pass_;
 };
 
 }  // namespace
 
-std::vector<double> attribute(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
-                              std::span<const Node> nodes, const AttributionOptions& options) {
-  patching::check_attribution(pairs, metric, options);
+Attributed attribute_with_runs(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
+                               std::span<const Node> nodes, const AttributionOptions& options) {
+  patching::check_request(pairs, metric, options);
   const std::vector<SiteNodes> groups =
       patching::group_by_site(nodes, pairs, forward.model().config());
   Scores scores(nodes, pairs.size());
-  Attribution attribution(forward, metric, groups, options, scores);
+  Attributed out;
+  out.base.resize(pairs.size());
+  out.other.resize(pairs.size());
+  Attribution attribution(forward, metric, groups, options, scores, out);
   const auto total = static_cast<std::int64_t>(pairs.size());
   for (const Chunk& chunk : patching::make_chunks(pairs, options.direction, options.batch_tokens)) {
     attribution.run(chunk);
@@ -165,7 +179,13 @@ std::vector<double> attribute(Forward& forward, std::span<const Pair> pairs, con
       options.progress(static_cast<std::int64_t>(chunk.first + chunk.pairs.size()), total);
     }
   }
-  return scores.take(pairs);
+  out.scores = scores.take(pairs);
+  return out;
+}
+
+std::vector<double> attribute(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
+                              std::span<const Node> nodes, const AttributionOptions& options) {
+  return attribute_with_runs(forward, pairs, metric, nodes, options).scores;
 }
 
 }  // namespace lamina

@@ -8,7 +8,7 @@ namespace lamina {
 
 Conservation conservation(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
                           const AttributionOptions& options) {
-  patching::check_attribution(pairs, metric, options);
+  patching::check_request(pairs, metric, options);
   const ModelConfig& config = forward.model().config();
   std::vector<Site> sites{{.kind = SiteKind::embed, .layer = -1}};
   if (config.positions == Positions::learned)

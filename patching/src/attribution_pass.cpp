@@ -38,8 +38,8 @@ std::int64_t longer(const Pair& pair) {
 
 }  // namespace
 
-void check_attribution(std::span<const Pair> pairs, const Metric& metric,
-                       const AttributionOptions& options) {
+void check_request(std::span<const Pair> pairs, const Metric& metric,
+                   const AttributionOptions& options) {
   if (metric.pairs() != static_cast<std::int64_t>(pairs.size())) {
     fail_usage("a metric of {} pairs was given for {} pairs", metric.pairs(), pairs.size());
   }
@@ -77,24 +77,43 @@ void record(Hooks& hooks, std::span<const Site> sites, std::int64_t prompts, Rec
 GradientPass::GradientPass(Forward& forward, const Metric& metric)
     : forward_(forward), metric_(metric), backward_(forward.model()) {}
 
+std::vector<std::int64_t> GradientPass::last_logits(const Batch& batch) {
+  std::vector<std::int64_t> last;
+  for (std::size_t i = 1; i < batch.offsets.size(); ++i) last.push_back(batch.offsets[i] - 1);
+  logits_.resize(last.size() * static_cast<std::size_t>(forward_.model().config().d_vocab));
+  forward_.run_logits(last, logits_);
+  return last;
+}
+
+std::span<const float> GradientPass::logits_of(std::size_t prompt) const {
+  const auto vocabulary = static_cast<std::size_t>(forward_.model().config().d_vocab);
+  return std::span(logits_).subspan(prompt * vocabulary, vocabulary);
+}
+
+std::vector<double> GradientPass::metric_of(const Chunk& chunk, const Batch& batch,
+                                            const Hooks& hooks, RunState* keep) {
+  forward_.run(batch, hooks, {.keep = keep});
+  last_logits(batch);
+  std::vector<double> metric;
+  for (std::size_t i = 0; i < chunk.pairs.size(); ++i) {
+    metric.push_back(metric_.value(static_cast<std::int64_t>(chunk.first + i), logits_of(i)));
+  }
+  return metric;
+}
+
 std::vector<double> GradientPass::run(const Chunk& chunk, const Batch& batch,
                                       const Hooks& forward_hooks, const BackwardRules& rules,
                                       const Hooks& gradient_hooks, std::span<const Step> steps,
                                       std::span<const float> start) {
   forward_.run(batch, forward_hooks, {.steps = steps, .start = start, .tape = &tape_});
-  const auto prompts = static_cast<std::size_t>(batch.prompts());
-  const auto vocabulary = static_cast<std::size_t>(forward_.model().config().d_vocab);
-  std::vector<std::int64_t> last;
-  for (std::size_t i = 0; i < prompts; ++i) last.push_back(batch.offsets[i + 1] - 1);
-  logits_.resize(prompts * vocabulary);
-  gradient_.resize(prompts * vocabulary);
-  forward_.run_logits(last, logits_);
-  std::vector<double> metric(prompts);
-  for (std::size_t i = 0; i < prompts; ++i) {
-    metric[i] =
-        metric_.gradient(static_cast<std::int64_t>(chunk.first + i),
-                         std::span<const float>(logits_).subspan(i * vocabulary, vocabulary),
-                         std::span<float>(gradient_).subspan(i * vocabulary, vocabulary));
+  const std::vector<std::int64_t> last = last_logits(batch);
+  gradient_.resize(logits_.size());
+  std::vector<double> metric;
+  for (std::size_t i = 0; i < chunk.pairs.size(); ++i) {
+    const std::span<const float> logits = logits_of(i);
+    metric.push_back(
+        metric_.gradient(static_cast<std::int64_t>(chunk.first + i), logits,
+                         std::span(gradient_).subspan(i * logits.size(), logits.size())));
   }
   backward_.seed(tape_, last, gradient_);
   backward_.run(tape_, rules, gradient_hooks);

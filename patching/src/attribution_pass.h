@@ -12,8 +12,8 @@
 namespace lamina::patching {
 
 /// Throws UsageError for a metric of other pairs and options out of range.
-void check_attribution(std::span<const Pair> pairs, const Metric& metric,
-                       const AttributionOptions& options);
+void check_request(std::span<const Pair> pairs, const Metric& metric,
+                   const AttributionOptions& options);
 
 /// Some pairs that run together, their prompts in both versions.
 struct Chunk {
@@ -44,6 +44,10 @@ class GradientPass {
  public:
   GradientPass(Forward& forward, const Metric& metric);
 
+  /// Runs forward and returns the metric, [pair]. `keep` as in RunOptions.
+  std::vector<double> metric_of(const Chunk& chunk, const Batch& batch, const Hooks& hooks,
+                                RunState* keep = nullptr);
+
   /// Runs forward over one version of the chunk's prompts and backward from the metric at each
   /// prompt's last position. `start` and `steps` as in RunOptions. Returns the metric, [pair].
   std::vector<double> run(const Chunk& chunk, const Batch& batch, const Hooks& forward_hooks,
@@ -51,6 +55,10 @@ class GradientPass {
                           std::span<const Step> steps = {}, std::span<const float> start = {});
 
  private:
+  // Logits of each prompt's last row into logits_; returns these rows.
+  std::vector<std::int64_t> last_logits(const Batch& batch);
+  std::span<const float> logits_of(std::size_t prompt) const;
+
   Forward& forward_;
   const Metric& metric_;
   Backward backward_;

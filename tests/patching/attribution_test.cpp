@@ -379,6 +379,76 @@ TEST(Conservation, HoldsWhereEveryStepIsLinear) {
   }
 }
 
+// With both runs' metrics and exact patching of the same nodes: the check of an attribution.
+TEST(Attribution, IsComparedWithExactPatching) {
+  Bench s({.label = "gated"}, {6, 4, 6});
+  std::vector<Site> sites;
+  for (const SiteKind kind : {SiteKind::resid_pre, SiteKind::mlp_out}) {
+    for (std::int32_t layer = 0; layer < 3; ++layer) sites.push_back({kind, layer});
+  }
+  const std::vector<Node> nodes = nodes_of(sites, {.position = true}, 6, s.model.config());
+  for (const std::int64_t steps : {0, 2}) {
+    for (const bool other : {false, true}) {
+      const Attributed got = attribute_with_runs(s.forward, s.pairs, s.metric, nodes,
+                                                 {.gradient_at_other = other, .ig_steps = steps});
+      for (std::size_t p = 0; p < s.pairs.size(); ++p) {
+        EXPECT_EQ(got.base[p], s.oracle.metric_of(p, false));
+        EXPECT_EQ(got.other[p], s.oracle.metric_of(p, true));
+      }
+      EXPECT_EQ(got.scores.size(), nodes.size() * 3);
+    }
+  }
+  const std::vector<double> scores = attribute(s.forward, s.pairs, s.metric, nodes);
+  const PatchResult exact = patch_exactly(s.forward, s.pairs, s.metric, nodes);
+  std::vector<double> effect;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    effect.push_back(exact.patched[i] - exact.corrupted[i % 3]);
+  }
+  const std::vector<SiteAgreement> parts = agreement_by_site(nodes, scores, effect, 4, 100, 1);
+  ASSERT_EQ(parts.size(), 3u);
+  EXPECT_FALSE(parts[0].kind.has_value());
+  EXPECT_EQ(parts[1].kind, SiteKind::resid_pre);
+  EXPECT_EQ(parts[2].kind, SiteKind::mlp_out);
+  EXPECT_EQ(parts[0].by_node.nodes, 36);
+  EXPECT_EQ(parts[0].by_pair.nodes, 3 * 36 - 12);  // the pair of 4 tokens lacks 2 of 6 positions
+  EXPECT_EQ(parts[1].by_node.nodes, 18);
+  // The same numbers from hand-made lists.
+  std::vector<double> estimate, measured;
+  for (std::size_t n = 18; n < 36; ++n) {
+    const bool all = nodes[n].position < 4;
+    const auto mean = [&](const std::vector<double>& v) {
+      return all ? (v[n * 3] + v[n * 3 + 1] + v[n * 3 + 2]) / 3 : (v[n * 3] + v[n * 3 + 2]) / 2;
+    };
+    estimate.push_back(mean(scores));
+    measured.push_back(mean(effect));
+  }
+  EXPECT_EQ(parts[2].by_node.pearson.value, agreement(estimate, measured, 4, 0, 1).pearson.value);
+  EXPECT_EQ(agreement_by_site(std::span(nodes).first(18), std::span(scores).first(54),
+                              std::span(effect).first(54), 4, 0, 1)
+                .size(),
+            1u);
+  EXPECT_THROW(agreement_by_site(nodes, scores, std::span(effect).first(54), 4, 0, 1), UsageError);
+}
+
+TEST(Attribution, SamplesNodesWithoutRepeats) {
+  const std::vector<std::size_t> some = sample_nodes(100, 30, 7);
+  ASSERT_EQ(some.size(), 30u);
+  for (std::size_t i = 1; i < some.size(); ++i) EXPECT_LT(some[i - 1], some[i]);
+  EXPECT_LT(some.back(), 100u);
+  EXPECT_EQ(some, sample_nodes(100, 30, 7));
+  EXPECT_NE(some, sample_nodes(100, 30, 8));
+  EXPECT_EQ(sample_nodes(5, 9, 1), (std::vector<std::size_t>{0, 1, 2, 3, 4}));
+  // Every node is drawn about equally often: 3000 draws of 100, 30 ± 5.5 of each.
+  std::vector<int> times(100);
+  for (std::uint64_t seed = 0; seed < 100; ++seed) {
+    for (const std::size_t n : sample_nodes(100, 30, seed)) ++times[n];
+  }
+  for (const int t : times) {
+    EXPECT_GT(t, 10);
+    EXPECT_LT(t, 55);
+  }
+}
+
 TEST(Attribution, RefusesWhatIsNotThere) {
   Bench s({.label = "gated"});
   const auto refuse = [&](const Node& node, const AttributionOptions& options = {}) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -33,6 +34,11 @@ struct AttributionOptions {
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // pairs
 };
 
+struct Attributed {
+  std::vector<double> scores;       // [node, pair]
+  std::vector<double> base, other;  // metric of the two runs, [pair]
+};
+
 /// Estimates patched − base of every node: Σ (other − base) · gradient over the node's values.
 /// Returns [node, pair]; NaN where a node does not exist for a pair (position beyond its prompt).
 ///
@@ -41,6 +47,9 @@ struct AttributionOptions {
 /// `ig_steps` of each along the inputs, and `ig_steps` per site (of its layer and those after it)
 /// at the node. A value's estimate does not depend on the other pairs, nodes or threads.
 /// Throws UsageError for nodes the model lacks, a metric of other pairs, and options out of range.
+Attributed attribute_with_runs(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
+                               std::span<const Node> nodes, const AttributionOptions& options = {});
+/// The scores alone.
 std::vector<double> attribute(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
                               std::span<const Node> nodes, const AttributionOptions& options = {});
 
@@ -73,5 +82,21 @@ struct Agreement {
 /// any number of threads. Throws UsageError for lists of different lengths and k < 1.
 Agreement agreement(std::span<const double> estimate, std::span<const double> exact, std::int64_t k,
                     std::int64_t resamples, std::uint64_t seed);
+
+/// `count` of `nodes` indices drawn without repeats, ascending; all if there are no more.
+std::vector<std::size_t> sample_nodes(std::size_t nodes, std::size_t count, std::uint64_t seed);
+
+/// Agreement on the nodes of one kind of site.
+struct SiteAgreement {
+  std::optional<SiteKind> kind;  // nothing: all nodes
+  Agreement by_node;  // of the nodes' means over the pairs, as published correlations are
+  Agreement by_pair;  // of every node in every pair
+};
+/// estimate, exact [node, pair]; the means skip pairs where either is NaN. First all nodes, then,
+/// if there are several kinds, each in the order of its first node. `k`: at most; see Agreement.
+std::vector<SiteAgreement> agreement_by_site(std::span<const Node> nodes,
+                                             std::span<const double> estimate,
+                                             std::span<const double> exact, std::int64_t k,
+                                             std::int64_t resamples, std::uint64_t seed);
 
 }  // namespace lamina
