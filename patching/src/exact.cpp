@@ -43,7 +43,7 @@ class Sweep {
  private:
   /// Some whole prompts whose unpatched runs are kept at a time.
   struct Group {
-    std::size_t first = 0, end = 0;  // pairs
+    std::size_t first = 0, end = 0;         // pairs
     std::vector<std::vector<Site>> pieces;  // sites recorded at a time
   };
 
@@ -151,7 +151,8 @@ void Sweep::choose_partners() {
       fail_usage("resampling: no other pair has the {} tokens of pair '{}'", base_length(p),
                  pairs_[p].id);
     }
-    const auto self = static_cast<std::size_t>(std::find(same.begin(), same.end(), p) - same.begin());
+    const auto self =
+        static_cast<std::size_t>(std::find(same.begin(), same.end(), p) - same.begin());
     const std::uint64_t draw = mixed(options_.seed, mixed_name(pairs_[p].id));
     const std::size_t step = 1 + draw % (same.size() - 1);
     partners_.push_back(same[(self + step) % same.size()]);
@@ -165,8 +166,8 @@ std::vector<Sweep::Group> Sweep::groups() const {
       sites.push_back(node.site);
     }
   }
-  const bool results = std::any_of(sites.begin(), sites.end(),
-                                   [](Site s) { return s.kind == SiteKind::result; });
+  const bool results =
+      std::any_of(sites.begin(), sites.end(), [](Site s) { return s.kind == SiteKind::result; });
   const std::uint64_t per_token =
       RunState::bytes_per_token(config_) + PatchedRuns::bytes_per_row(config_, results);
   const auto tokens = [&](std::size_t pair) {  // with a map the prompts may differ in length
@@ -292,9 +293,13 @@ void Sweep::rows_of(std::size_t n, std::size_t pair, Use&& use) const {
                             auto&& mean_values) -> std::span<const float> {
     switch (how) {
       case Replacement::other:
-      case Replacement::resample: return source_values();
-      case Replacement::mean: return mean_values();
-      case Replacement::zero: scratch_.assign(base.size(), 0.0f); break;
+      case Replacement::resample:
+        return source_values();
+      case Replacement::mean:
+        return mean_values();
+      case Replacement::zero:
+        scratch_.assign(base.size(), 0.0f);
+        break;
       case Replacement::noise:
         scratch_.assign(base.begin(), base.end());
         for (float& value : scratch_) {
@@ -315,26 +320,25 @@ void Sweep::rows_of(std::size_t n, std::size_t pair, Use&& use) const {
                            static_cast<std::size_t>(slice.count));
       };
       const std::span<const float> base = cut(base_->row(node.site, p, to));
-      const std::span<const float> value =
-          replaced(base, [&] { return cut(source_->row(node.site, p, of)); },
-                   [&] { return cut(means_->row(node.site, to)); });
+      const std::span<const float> value = replaced(
+          base, [&] { return cut(source_->row(node.site, p, of)); },
+          [&] { return cut(means_->row(node.site, to)); });
       if (!use(to, std::int64_t{0}, slice.offset, base, value)) return;
       continue;
     }
     // Only keys this query sees: what the mask hides stays hidden.
     const std::int64_t window = config_.layers[static_cast<std::size_t>(node.site.layer)].window;
     const std::int64_t last = config_.causal ? to + 1 : base_length(pair);
-    const std::int64_t first =
-        window > 0 ? std::max<std::int64_t>(0, to + 1 - window) : 0;
+    const std::int64_t first = window > 0 ? std::max<std::int64_t>(0, to + 1 - window) : 0;
     const auto cut = [&](std::span<const float> row) {
       return row.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(last - first));
     };
     const HeadRange heads = node_heads(node, config_);
     for (std::int64_t h = heads.first; h < heads.end; ++h) {
       const std::span<const float> base = cut(base_->row(node.site, p, h, to));
-      const std::span<const float> value =
-          replaced(base, [&] { return cut(source_->row(node.site, p, h, of)); },
-                   [&] { return cut(means_->row(node.site, h, to)); });
+      const std::span<const float> value = replaced(
+          base, [&] { return cut(source_->row(node.site, p, h, of)); },
+          [&] { return cut(means_->row(node.site, h, to)); });
       if (!use(to, h, first, base, value)) return;
     }
   }

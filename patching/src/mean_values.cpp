@@ -62,8 +62,8 @@ MeanValues::MeanValues(Forward& forward, std::span<const std::vector<std::int32_
     }
     forward.run(batch, hooks);
   }
-  const auto count = static_cast<double>(
-      per_position ? static_cast<std::int64_t>(reference.size()) : tokens);
+  const auto count =
+      static_cast<double>(per_position ? static_cast<std::int64_t>(reference.size()) : tokens);
   for (const auto& [site, sum] : sums) {
     std::vector<float>& mean = means_[site];
     for (const double s : sum) mean.push_back(static_cast<float>(s / count));

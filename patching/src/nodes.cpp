@@ -77,8 +77,10 @@ bool behind_keys(SiteKind kind) {
     case SiteKind::ln1_normalized:
     case SiteKind::k:
     case SiteKind::rot_k:
-    case SiteKind::v: return false;
-    default: return true;
+    case SiteKind::v:
+      return false;
+    default:
+      return true;
   }
 }
 

@@ -65,11 +65,15 @@ std::uint64_t PatchedRuns::bytes_per_row(const ModelConfig& config, bool results
 std::int32_t runs_of_site(SiteKind kind) {
   switch (kind) {
     case SiteKind::attn_scores:
-    case SiteKind::pattern: return kAttentionRuns;
-    case SiteKind::result: return kResultRuns;
+    case SiteKind::pattern:
+      return kAttentionRuns;
+    case SiteKind::result:
+      return kResultRuns;
     case SiteKind::ln_final_scale:
-    case SiteKind::ln_final_normalized: return kFinalNormRuns;
-    default: return 0;
+    case SiteKind::ln_final_normalized:
+      return kFinalNormRuns;
+    default:
+      return 0;
   }
 }
 
@@ -96,7 +100,8 @@ void PatchedRuns::run(std::vector<PatchedRun> runs) {
       const auto length = static_cast<std::uint64_t>(state_.batch.length(r.prompt));
       const std::uint64_t more = length - static_cast<std::uint64_t>(r.first);
       // Every continuation has all its prompt's keys and values of a layer at hand.
-      const std::uint64_t need = more * (r.group == kResultRuns ? row_bytes : plain_bytes) + length * kv_bytes;
+      const std::uint64_t need =
+          more * (r.group == kResultRuns ? row_bytes : plain_bytes) + length * kv_bytes;
       if (end > i && (bytes + need > memory_ / 2 || rows + more > kMostRows)) break;
       bytes += need;
       rows += more;
@@ -156,7 +161,8 @@ void PatchedRuns::final_rows(std::span<const PatchedRun> batch) {
   const std::vector<float>& after = state_.resid[static_cast<std::size_t>(config_.n_layers)];
   std::vector<float> rows(batch.size() * d);
   for (std::size_t r = 0; r < batch.size(); ++r) {
-    const std::int64_t last = state_.batch.offsets[static_cast<std::size_t>(batch[r].prompt) + 1] - 1;
+    const std::int64_t last =
+        state_.batch.offsets[static_cast<std::size_t>(batch[r].prompt) + 1] - 1;
     std::copy_n(after.begin() + last * config_.d_model, d,
                 rows.begin() + static_cast<std::ptrdiff_t>(r * d));
   }

@@ -146,8 +146,9 @@ inline std::vector<Node> random_nodes(const ModelConfig& c, std::int64_t longest
                  [&](Site s) { return s.kind == kind; });
     for (int i = 0; i < each; ++i) {
       // The last layer, where rows and layers run out, comes up more often.
-      Node node{.site = same[i == 0 ? same.size() - 1
-                                    : static_cast<std::size_t>(below(std::ssize(same)))]};
+      Node node{
+          .site =
+              same[i == 0 ? same.size() - 1 : static_cast<std::size_t>(below(std::ssize(same)))]};
       const SiteShape shape = site_shape(node.site, c);
       if (below(3) > 0) node.position = below(longest);
       const std::int64_t heads = shape.attention ? c.n_heads : shape.heads;

@@ -77,9 +77,8 @@ TEST_P(ExactSweep, EqualsWholeRunsBitForBit) {
 
 // Without denominators, which cannot be 0.
 TEST_P(ExactSweep, ZeroAblationEqualsWholeRuns) {
-  std::erase_if(nodes_, [](const Node& n) {
-    return site_name(n.site).find("scale") != std::string::npos;
-  });
+  std::erase_if(nodes_,
+                [](const Node& n) { return site_name(n.site).find("scale") != std::string::npos; });
   const PatchResult result =
       patch_exactly(forward_, pairs_, metric_, nodes_,
                     {.direction = Direction::noise, .replacement = Replacement::zero});
@@ -91,7 +90,8 @@ TEST_P(ExactSweep, ZeroAblationEqualsWholeRuns) {
 }
 
 TEST_P(ExactSweep, PooledMeanAblationEqualsWholeRuns) {
-  std::erase_if(nodes_, [&](const Node& n) { return site_shape(n.site, model_.config()).attention; });
+  std::erase_if(nodes_,
+                [&](const Node& n) { return site_shape(n.site, model_.config()).attention; });
   const PatchResult result =
       patch_exactly(forward_, pairs_, metric_, nodes_,
                     {.direction = Direction::noise, .replacement = Replacement::mean});
@@ -142,7 +142,8 @@ TEST_P(ExactSweep, ResamplingTakesTheValuesOfOneOtherPairOfEqualLength) {
 
 // Corrupted prompts with one token more in front: position p stands for p + 1.
 TEST_P(ExactSweep, MappedPositionsEqualWholeRuns) {
-  std::erase_if(nodes_, [&](const Node& n) { return site_shape(n.site, model_.config()).attention; });
+  std::erase_if(nodes_,
+                [&](const Node& n) { return site_shape(n.site, model_.config()).attention; });
   for (Pair& pair : pairs_) {
     pair.corrupted.insert(pair.corrupted.begin(), 3);
     for (std::int64_t t = 0; t < pair.tokens(); ++t) {
@@ -203,7 +204,8 @@ TEST_P(ExactSweep, MemoryAndThreadsChangeNoBit) {
     set_threads(1);
     const PatchResult one = patch_exactly(forward_, pairs_, metric_, nodes_, options);
     set_threads(2);
-    for (const std::uint64_t memory : {std::uint64_t{1}, std::uint64_t{100'000}, std::uint64_t{1} << 30}) {
+    for (const std::uint64_t memory :
+         {std::uint64_t{1}, std::uint64_t{100'000}, std::uint64_t{1} << 30}) {
       options.memory = memory;
       const PatchResult two = patch_exactly(forward_, pairs_, metric_, nodes_, options);
       EXPECT_EQ(two.runs, one.runs);
