@@ -40,8 +40,7 @@ void run_corrupted(Forward& forward, const EdgeGraph& graph, std::span<const Pai
   };
   for (std::int32_t l = 0; l < config.n_layers; ++l) {
     hooks.read({SiteKind::resid_pre, l}, keep_rows(chunk.pre[size(l)]));
-    if (!chunk.mid.empty())
-      hooks.read({SiteKind::resid_mid, l}, keep_rows(chunk.mid[size(l)]));
+    if (!chunk.mid.empty()) hooks.read({SiteKind::resid_mid, l}, keep_rows(chunk.mid[size(l)]));
   }
   hooks.read({SiteKind::resid_post, static_cast<std::int32_t>(config.n_layers - 1)},
              keep_rows(chunk.final));
@@ -69,8 +68,7 @@ void add_up_ablated(const EdgeGraph& graph, std::int64_t d, CircuitChunk& chunk,
   for (std::int32_t l = 0; l < shape.n_layers; ++l) {
     chunk.pre[size(l)] = x;
     for (std::int64_t h = 0; h < shape.n_heads; ++h) add_source(graph.head_source(l, h));
-    for (std::size_t i = 0; i < x.size(); ++i)
-      x[i] += biases[size(l)][i % size(d)];
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] += biases[size(l)][i % size(d)];
     if (!chunk.mid.empty()) chunk.mid[size(l)] = x;
     if (shape.mlps) add_source(graph.mlp_source(l));
   }

@@ -55,8 +55,8 @@ void through_norm(Waiting& waiting, const SiteView& scale, bool centred, std::in
 
 }  // namespace
 
-void read_sources(Hooks& hooks, const Model& model, const EdgeGraph& graph,
-                  std::int32_t from_layer, SourceSink given) {
+void read_sources(Hooks& hooks, const Model& model, const EdgeGraph& graph, std::int32_t from_layer,
+                  SourceSink given) {
   const ModelConfig& config = model.config();
   const std::int64_t d = config.d_model, heads = config.n_heads;
   const auto sink = std::make_shared<const SourceSink>(std::move(given));
@@ -87,8 +87,7 @@ void read_sources(Hooks& hooks, const Model& model, const EdgeGraph& graph,
     }
     if (graph.shape().mlps) {
       const std::int64_t source = graph.mlp_source(l);
-      hooks.read({SiteKind::mlp_out, l},
-                 [=](SiteView& v) { hand_over_rows(v, source, d, *sink); });
+      hooks.read({SiteKind::mlp_out, l}, [=](SiteView& v) { hand_over_rows(v, source, d, *sink); });
     }
   }
 }

@@ -19,8 +19,8 @@ using SourceSink = std::function<void(std::int64_t prompt, std::int64_t source, 
 /// Adds hooks that hand every source of layers `from_layer` … L − 1 (and with 0 the input) to
 /// `sink` as soon as it is known. A head's share counts as it is added to the stream, behind the
 /// norm on attention's output if there is one. The graph must outlive the pass.
-void read_sources(Hooks& hooks, const Model& model, const EdgeGraph& graph,
-                  std::int32_t from_layer, SourceSink sink);
+void read_sources(Hooks& hooks, const Model& model, const EdgeGraph& graph, std::int32_t from_layer,
+                  SourceSink sink);
 
 /// What every source adds in some prompts, kept from row first[p] on:
 /// values of prompt p, source u at at(p, u), [rows(p), d_model].

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -66,7 +67,8 @@ class CircuitRunner {
   /// Metric of the whole graph without one edge, for every edge: mean over pairs, [edge]. The same
   /// numbers as run() to within rounding, much faster: what stands before the edge is not touched.
   /// `progress`: edges done.
-  std::vector<double> without_each_edge(const std::function<void(std::int64_t, std::int64_t)>& progress = {});
+  std::vector<double> without_each_edge(
+      const std::function<void(std::int64_t, std::int64_t)>& progress = {});
 
   std::int64_t prompts_run() const;  // patched prompts computed so far
 
