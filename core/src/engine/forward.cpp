@@ -1,21 +1,12 @@
 #include "lamina/core/forward.h"
 
 #include <algorithm>
-#include <map>
-#include <optional>
 
-#include "engine/hook_table.h"
-#include "engine/kernels.h"
-#include "engine/kv_cache.h"
-#include "engine/rope.h"
-#include "engine/weights.h"
+#include "engine/pass.h"
 #include "lamina/core/error.h"
 
 namespace lamina {
 namespace {
-
-// Letters of the shape comments: N tokens of the batch, D d_model, H heads, K kv heads, dh d_head,
-// M d_mlp, V vocabulary.
 
 std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);
@@ -25,366 +16,58 @@ const float* data_or_null(const std::vector<float>& values) {
   return values.empty() ? nullptr : values.data();
 }
 
-}  // namespace
-
-struct Forward::Impl {
-  explicit Impl(const Model& m) : model(m), config(m.config()), weights(m.weights()) {
-    for (const Rope& rope : config.ropes) ropes.emplace_back(rope, config.rotary_dim);
+void check_steps(std::span<const Step> steps, const ModelConfig& config) {
+  for (const Step& step : steps) {
+    if (step.layer < 0 || step.layer >= config.n_layers) {
+      fail_usage("a step names layer {}, the model has {}", step.layer, config.n_layers);
+    }
   }
+}
 
-  const Model& model;
-  const ModelConfig& config;
-  const Weights& weights;
-  std::vector<RopeTable> ropes;
-
-  // State of the pass in progress; the buffers are reused between passes.
-  const Batch* batch = nullptr;
-  const HookTable* hooks = nullptr;
-  KvCache::Impl* cache = nullptr;
-  std::vector<std::int64_t> sequences;  // [prompt] → sequence of the cache
-  std::vector<std::int32_t> positions;  // [N]
-  std::int64_t tokens = 0;
-  std::vector<float> x;                  // [N, D] residual stream
-  std::vector<float> normalized, input;  // [N, D] a norm's output before and after its weight
-  std::vector<float> scale;              // [N]
-  std::vector<float> q, k, v, z;         // [N, H·dh], [N, K·dh] twice, [N, H·dh]
-  std::vector<float> out, mlp_out;       // [N, D] what a sublayer adds
-  std::vector<float> gate, up;           // [N, M]
-  std::vector<float> scores;             // [H, queries, keys] of one prompt, if hooked
-  std::vector<float> result;             // [N, H, D], if hooked
-  std::vector<float> final_out;          // [N, D] final norm's output, if its sites were hooked
-  std::map<std::int32_t, std::vector<kernels::PackedMatrix>> head_outputs;  // W_O per head
-
-  void prepare(const Batch& b, std::span<const std::int64_t> which);
-  void embed();
-  void block(std::int32_t layer);
-  void attention(std::int32_t layer, const std::vector<float>& from);
-  kernels::AttentionArgs attention_args(std::int32_t layer, std::int64_t prompt);
-  void hooked_attention(std::int32_t layer, std::int64_t prompt);
-  void head_results(std::int32_t layer);
-  void mlp(std::int32_t layer, const std::vector<float>& from, std::vector<float>& to);
-  void norm(const NormWeights& w, SiteKind scale_site, SiteKind normalized_site, std::int32_t layer,
-            const std::vector<float>& from, std::vector<float>& to);
-  void project(const Linear& linear, const std::vector<float>& from, std::vector<float>& to) const;
-  void head_norm(std::vector<float>& values, std::int64_t heads, const std::vector<float>& weight);
-  void final_sites();
-
-  void fire(SiteKind kind, std::int32_t layer, std::vector<float>& values) const {
-    if (hooks->wanted(kind, layer)) hooks->fire(kind, layer, *batch, values);
-  }
-  bool has_norms() const {
-    return config.norm != NormKind::none && config.norm_place != NormPlace::none;
-  }
-};
-
-void Forward::Impl::prepare(const Batch& b, std::span<const std::int64_t> which) {
-  batch = &b;
-  tokens = b.tokens();
-  const std::int64_t prompts = b.prompts();
-  if (prompts == 0) fail("a batch needs at least one prompt");
-  if (!which.empty() && static_cast<std::int64_t>(which.size()) != prompts) {
-    fail_usage("{} cache sequences were named for {} prompts", which.size(), prompts);
-  }
-  if (cache != nullptr && !config.causal) {
+void check_options(const RunOptions& options, const Batch& batch, const ModelConfig& config,
+                   bool plain) {
+  if (options.cache != nullptr && !config.causal) {
     fail_usage("a cache needs causal attention; this {} model attends in both directions",
                config.family);
   }
-  sequences.resize(size(prompts));
-  positions.resize(size(tokens));
-  std::int64_t longest = 0;
-  for (std::int64_t p = 0; p < prompts; ++p) {
-    if (b.length(p) <= 0) fail("prompt {} of the batch has no tokens", p);
-    sequences[size(p)] = which.empty() ? p : which[size(p)];
-    std::int64_t past = 0;
-    if (cache != nullptr) {
-      const std::int64_t have = static_cast<std::int64_t>(cache->sequences.size());
-      if (sequences[size(p)] < 0 || sequences[size(p)] >= have) {
-        fail_usage("prompt {} continues cache sequence {}, the cache has {}", p, sequences[size(p)],
-                   have);
-      }
-      past = cache->sequences[size(sequences[size(p)])].length;
-    }
-    for (std::int64_t t = 0; t < b.length(p); ++t) {
-      positions[size(b.offsets[size(p)] + t)] = static_cast<std::int32_t>(past + t);
-    }
-    longest = std::max(longest, past + b.length(p));
+  if (options.cache != nullptr && (options.keep != nullptr || options.tape != nullptr || !plain)) {
+    fail_usage("a pass with a cache can keep no state and no tape, and runs every layer once");
   }
-  if (config.positions == Positions::learned && longest > config.n_ctx) {
-    fail("a prompt of {} tokens is longer than this model's {} learned positions", longest,
-         config.n_ctx);
+  if (options.keep != nullptr && (!plain || !options.start.empty())) {
+    fail_usage("a state can be kept only of a pass from the embedding through every layer once");
   }
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    if (b.ids[size(t)] < 0 || b.ids[size(t)] >= config.d_vocab) {
-      fail("token {} of the batch has id {}, the vocabulary has {}", t, b.ids[size(t)],
-           config.d_vocab);
-    }
+  const auto wanted = size(batch.tokens() * config.d_model);
+  if (!options.start.empty() && options.start.size() != wanted) {
+    fail_usage("a start of {} values was given, {} tokens × {} need {}", options.start.size(),
+               batch.tokens(), config.d_model, wanted);
   }
-  for (RopeTable& rope : ropes) rope.grow(longest);
-
-  const std::int64_t d = config.d_model;
-  for (auto* buffer : {&x, &normalized, &input, &out}) buffer->resize(size(tokens * d));
-  if (config.parallel) mlp_out.resize(size(tokens * d));
-  scale.resize(size(tokens));
-  for (auto* buffer : {&q, &z}) buffer->resize(size(tokens * config.d_attn()));
-  for (auto* buffer : {&k, &v}) buffer->resize(size(tokens * config.d_kv()));
-  gate.resize(size(tokens * config.d_mlp));
-  if (config.gated) up.resize(size(tokens * config.d_mlp));
-}
-
-void Forward::Impl::embed() {
-  const std::int64_t d = config.d_model;
-  const auto factor = static_cast<float>(config.embed_scale);
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    const std::int64_t id = batch->ids[size(t)];
-    float* row = x.data() + t * d;
-    if (weights.embed.empty()) {
-      weights.unembed.weight.copy_row(id, row);
-    } else {
-      std::copy_n(weights.embed.data() + id * d, d, row);
-    }
-    if (factor != 1.0f) {
-      for (std::int64_t i = 0; i < d; ++i) row[i] *= factor;
-    }
-  }
-  fire(SiteKind::embed, -1, x);
-  if (config.positions != Positions::learned) return;
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    std::copy_n(weights.pos_embed.data() + std::int64_t{positions[size(t)]} * d, d,
-                out.data() + t * d);
-  }
-  fire(SiteKind::pos_embed, -1, out);
-  kernels::add(x.data(), out.data(), tokens * d);
-}
-
-void Forward::Impl::project(const Linear& linear, const std::vector<float>& from,
-                            std::vector<float>& to) const {
-  kernels::multiply(from.data(), linear.weight.n_in(), tokens, linear.weight,
-                    data_or_null(linear.bias), to.data(), linear.weight.n_out());
-}
-
-void Forward::Impl::norm(const NormWeights& w, SiteKind scale_site, SiteKind normalized_site,
-                         std::int32_t layer, const std::vector<float>& from,
-                         std::vector<float>& to) {
-  const std::int64_t d = config.d_model;
-  kernels::norm_scale(config.norm, config.norm_eps, from.data(), d, tokens, d, scale.data());
-  fire(scale_site, layer, scale);
-  kernels::norm_normalize(config.norm, from.data(), d, scale.data(), tokens, d, normalized.data(),
-                          d);
-  fire(normalized_site, layer, normalized);
-  kernels::norm_affine(normalized.data(), d, tokens, d, w.weight.data(),
-                       static_cast<float>(config.norm_offset), data_or_null(w.bias), to.data(), d);
-}
-
-// RMS norm of every head's vector (Qwen3, Gemma 3).
-void Forward::Impl::head_norm(std::vector<float>& values, std::int64_t heads,
-                              const std::vector<float>& weight) {
-  const std::int64_t rows = tokens * heads, d = config.d_head;
-  std::vector<float> head_scale(size(rows));
-  kernels::norm_scale(NormKind::rms, config.norm_eps, values.data(), d, rows, d, head_scale.data());
-  kernels::norm_normalize(NormKind::rms, values.data(), d, head_scale.data(), rows, d,
-                          values.data(), d);
-  kernels::norm_affine(values.data(), d, rows, d, weight.data(),
-                       static_cast<float>(config.norm_offset), nullptr, values.data(), d);
-}
-
-// `from` [N, D] → `out` [N, D], the vector that is added to the residual stream.
-void Forward::Impl::attention(std::int32_t layer, const std::vector<float>& from) {
-  const LayerWeights& w = weights.layers[size(layer)];
-  project(w.q, from, q);
-  project(w.k, from, k);
-  project(w.v, from, v);
-  fire(SiteKind::q, layer, q);
-  fire(SiteKind::k, layer, k);
-  fire(SiteKind::v, layer, v);
-  if (config.qk_norm) {
-    head_norm(q, config.n_heads, w.q_norm);
-    head_norm(k, config.n_kv_heads, w.k_norm);
-  }
-  if (config.positions == Positions::rotary) {
-    const RopeTable& rope = ropes[size(config.layers[size(layer)].rope)];
-    kernels::rotate(config.rope_style, q.data(), tokens, config.n_heads, config.d_head,
-                    config.rotary_dim, rope.cos(), rope.sin(), positions.data(), q.data());
-    kernels::rotate(config.rope_style, k.data(), tokens, config.n_kv_heads, config.d_head,
-                    config.rotary_dim, rope.cos(), rope.sin(), positions.data(), k.data());
-    fire(SiteKind::rot_q, layer, q);
-    fire(SiteKind::rot_k, layer, k);
-  }
-  if (hooks->wanted(SiteKind::attn_scores, layer) || hooks->wanted(SiteKind::pattern, layer)) {
-    for (std::int64_t p = 0; p < batch->prompts(); ++p) hooked_attention(layer, p);
-  } else {
-    std::vector<kernels::AttentionArgs> args;
-    for (std::int64_t p = 0; p < batch->prompts(); ++p) args.push_back(attention_args(layer, p));
-    kernels::attention_batch(args);
-  }
-  fire(SiteKind::z, layer, z);
-  project(w.o, z, out);
-  if (hooks->wanted(SiteKind::result, layer)) head_results(layer);
-  if (has_norms() && config.norm_place == NormPlace::sandwich) {
-    norm(w.ln1_post, SiteKind::ln1_post_scale, SiteKind::ln1_post_normalized, layer, out, out);
-  }
-  fire(SiteKind::attn_out, layer, out);
-}
-
-// One prompt's attention; with a cache, its new keys and values are stored first.
-kernels::AttentionArgs Forward::Impl::attention_args(std::int32_t layer, std::int64_t prompt) {
-  const std::int64_t first = batch->offsets[size(prompt)], length = batch->length(prompt);
-  kernels::AttentionArgs args{};
-  args.q = q.data() + first * config.d_attn();
-  args.k = k.data() + first * config.d_kv();
-  args.v = v.data() + first * config.d_kv();
-  args.z = z.data() + first * config.d_attn();
-  args.queries = length;
-  args.keys = length;
-  if (cache != nullptr) {
-    KvCache::Impl::Sequence& sequence = cache->sequences[size(sequences[size(prompt)])];
-    std::vector<float>& keys = sequence.keys[size(layer)];
-    std::vector<float>& values = sequence.values[size(layer)];
-    // Cut to the committed length first: an earlier pass may have been left by an exception.
-    keys.resize(size(sequence.length * config.d_kv()));
-    values.resize(size(sequence.length * config.d_kv()));
-    keys.insert(keys.end(), args.k, args.k + length * config.d_kv());
-    values.insert(values.end(), args.v, args.v + length * config.d_kv());
-    args.k = keys.data();
-    args.v = values.data();
-    args.keys = sequence.length + length;
-  }
-  args.heads = config.n_heads;
-  args.kv_heads = config.n_kv_heads;
-  args.d_head = config.d_head;
-  args.scale = static_cast<float>(config.attn_scale);
-  args.softcap = static_cast<float>(config.attn_softcap);
-  args.causal = config.causal;
-  args.window = config.layers[size(layer)].window;
-  return args;
-}
-
-// The same in three steps, with the scores and the pattern in memory for their hooks.
-void Forward::Impl::hooked_attention(std::int32_t layer, std::int64_t prompt) {
-  const kernels::AttentionArgs args = attention_args(layer, prompt);
-  scores.resize(size(args.heads * args.queries * args.keys));
-  kernels::attention_scores(args, scores.data());
-  hooks->fire_attention(SiteKind::attn_scores, layer, *batch, prompt, args.queries, args.keys,
-                        scores);
-  kernels::attention_softmax(args.heads * args.queries, args.keys, scores.data());
-  hooks->fire_attention(SiteKind::pattern, layer, *batch, prompt, args.queries, args.keys, scores);
-  kernels::attention_values(args, scores.data());
-}
-
-// Each head's share of the output, derived from z. A hook's change is added to `out` as a
-// difference, so that a hook that changes nothing changes no bit.
-void Forward::Impl::head_results(std::int32_t layer) {
-  const std::int64_t d = config.d_model, heads = config.n_heads, dh = config.d_head;
-  std::vector<kernels::PackedMatrix>& per_head = head_outputs[layer];
-  if (per_head.empty()) {
-    const kernels::PackedMatrix& w = weights.layers[size(layer)].o.weight;
-    std::vector<float> all(size(d * heads * dh)), one(size(d * dh));
-    for (std::int64_t row = 0; row < d; ++row) w.copy_row(row, all.data() + row * heads * dh);
-    for (std::int64_t h = 0; h < heads; ++h) {
-      for (std::int64_t row = 0; row < d; ++row) {
-        std::copy_n(all.data() + row * heads * dh + h * dh, dh, one.data() + row * dh);
-      }
-      per_head.emplace_back(d, dh).set_rows(0, d, one.data());
-    }
-  }
-  result.resize(size(tokens * heads * d));
-  for (std::int64_t h = 0; h < heads; ++h) {
-    kernels::multiply(z.data() + h * dh, heads * dh, tokens, per_head[size(h)], nullptr,
-                      result.data() + h * d, heads * d);
-  }
-  if (!hooks->writes(SiteKind::result, layer)) {
-    fire(SiteKind::result, layer, result);
-    return;
-  }
-  const std::vector<float> before = result;
-  fire(SiteKind::result, layer, result);
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    for (std::int64_t h = 0; h < heads; ++h) {
-      const std::int64_t at = (t * heads + h) * d;
-      for (std::int64_t i = 0; i < d; ++i) {
-        const float change = result[size(at + i)] - before[size(at + i)];
-        if (change != 0.0f) out[size(t * d + i)] += change;
-      }
-    }
+  if (!options.sequences.empty() &&
+      static_cast<std::int64_t>(options.sequences.size()) != batch.prompts()) {
+    fail_usage("{} cache sequences were named for {} prompts", options.sequences.size(),
+               batch.prompts());
   }
 }
 
-// `from` [N, D] → `to` [N, D], the vector that is added to the residual stream.
-void Forward::Impl::mlp(std::int32_t layer, const std::vector<float>& from,
-                        std::vector<float>& to) {
-  const LayerWeights& w = weights.layers[size(layer)];
-  const std::int64_t m = config.d_mlp;
-  if (config.gated) {
-    project(w.gate, from, gate);
-    project(w.in, from, up);
-    fire(SiteKind::mlp_pre, layer, gate);
-    fire(SiteKind::mlp_pre_linear, layer, up);
-    kernels::activate_gated(config.act, gate.data(), up.data(), tokens, m, gate.data());
-  } else {
-    project(w.in, from, gate);
-    fire(SiteKind::mlp_pre, layer, gate);
-    kernels::activate(config.act, gate.data(), tokens, m, gate.data());
-    if (config.act == Activation::solu_ln) {
-      kernels::norm_scale(NormKind::layer, config.norm_eps, gate.data(), m, tokens, m,
-                          scale.data());
-      kernels::norm_normalize(NormKind::layer, gate.data(), m, scale.data(), tokens, m, gate.data(),
-                              m);
-      kernels::norm_affine(gate.data(), m, tokens, m, w.mlp_ln.weight.data(), 0.0f,
-                           data_or_null(w.mlp_ln.bias), gate.data(), m);
-    }
-  }
-  fire(SiteKind::mlp_post, layer, gate);
-  project(w.out, gate, to);
-  if (has_norms() && config.norm_place == NormPlace::sandwich) {
-    norm(w.ln2_post, SiteKind::ln2_post_scale, SiteKind::ln2_post_normalized, layer, to, to);
-  }
-  fire(SiteKind::mlp_out, layer, to);
+}  // namespace
+
+std::vector<Step> all_steps(const ModelConfig& config) {
+  std::vector<Step> steps;
+  for (std::int32_t layer = 0; layer < config.n_layers; ++layer) steps.push_back({.layer = layer});
+  return steps;
 }
 
-void Forward::Impl::block(std::int32_t layer) {
-  const LayerWeights& w = weights.layers[size(layer)];
-  const std::int64_t n = tokens * config.d_model;
-  const bool before = has_norms() && config.norm_place != NormPlace::post;
-  const bool after = has_norms() && config.norm_place == NormPlace::post;
-  const bool has_mlp = config.d_mlp > 0;
-
-  fire(SiteKind::resid_pre, layer, x);
-  if (before) norm(w.ln1, SiteKind::ln1_scale, SiteKind::ln1_normalized, layer, x, input);
-  attention(layer, before ? input : x);
-
-  if (config.parallel) {
-    if (has_mlp) {
-      if (before && !config.shared_parallel_norm) {
-        norm(w.ln2, SiteKind::ln2_scale, SiteKind::ln2_normalized, layer, x, input);
-      }
-      mlp(layer, before ? input : x, mlp_out);
-    }
-    kernels::add(x.data(), out.data(), n);
-    if (has_mlp) kernels::add(x.data(), mlp_out.data(), n);
-    fire(SiteKind::resid_post, layer, x);
-    return;
+std::uint64_t RunState::bytes() const {
+  std::uint64_t floats = 0;
+  for (const auto* all : {&resid, &keys, &values}) {
+    for (const std::vector<float>& layer : *all) floats += layer.size();
   }
-
-  kernels::add(x.data(), out.data(), n);
-  if (has_mlp) fire(SiteKind::resid_mid, layer, x);
-  if (after) norm(w.ln1, SiteKind::ln1_scale, SiteKind::ln1_normalized, layer, x, x);
-  if (has_mlp) {
-    if (before) norm(w.ln2, SiteKind::ln2_scale, SiteKind::ln2_normalized, layer, x, input);
-    mlp(layer, before ? input : x, out);
-    kernels::add(x.data(), out.data(), n);
-  }
-  fire(SiteKind::resid_post, layer, x);
-  if (after && has_mlp) norm(w.ln2, SiteKind::ln2_scale, SiteKind::ln2_normalized, layer, x, x);
+  return floats * sizeof(float);
 }
 
-// The final norm for every row, only where its sites are hooked; run_logits() then uses it.
-void Forward::Impl::final_sites() {
-  final_out.clear();
-  if (!hooks->wanted(SiteKind::ln_final_scale, -1) &&
-      !hooks->wanted(SiteKind::ln_final_normalized, -1)) {
-    return;
-  }
-  final_out.resize(x.size());
-  norm(weights.ln_final, SiteKind::ln_final_scale, SiteKind::ln_final_normalized, -1, x, final_out);
+std::uint64_t RunState::bytes_per_token(const ModelConfig& config) {
+  const std::int64_t floats =
+      (config.n_layers + 1) * config.d_model + 2 * config.n_layers * config.d_kv();
+  return static_cast<std::uint64_t>(floats) * sizeof(float);
 }
 
 Forward::Forward(const Model& model) : impl_(std::make_unique<Impl>(model)) {}
@@ -397,22 +80,155 @@ const Model& Forward::model() const {
 
 std::span<const float> Forward::run(const Batch& batch, const Hooks& hooks, KvCache* cache,
                                     std::span<const std::int64_t> sequences) {
+  return run(batch, hooks, RunOptions{.cache = cache, .sequences = sequences});
+}
+
+std::span<const float> Forward::run(const Batch& batch, const Hooks& hooks,
+                                    const RunOptions& options) {
   Impl& s = *impl_;
   const HookTable table(hooks, s.config);
+  const std::vector<Step> plain = all_steps(s.config);
+  const std::span<const Step> steps = options.steps.empty() ? plain : options.steps;
+  check_steps(steps, s.config);
+  check_options(options, batch, s.config, std::ranges::equal(steps, plain));
   s.hooks = &table;
-  s.cache = cache != nullptr ? &cache->impl() : nullptr;
-  s.prepare(batch, sequences);
-  s.embed();
-  for (std::int32_t layer = 0; layer < s.config.n_layers; ++layer) s.block(layer);
+  s.cache = options.cache != nullptr ? &options.cache->impl() : nullptr;
+  s.base = nullptr;
+  s.keep = options.keep;
+  s.tape = options.tape != nullptr ? &options.tape->impl() : nullptr;
+  s.record = nullptr;
+
+  s.sequences.resize(size(batch.prompts()));
+  s.past.assign(size(batch.prompts()), 0);
+  for (std::int64_t p = 0; p < batch.prompts(); ++p) {
+    std::int64_t& sequence = s.sequences[size(p)];
+    sequence = options.sequences.empty() ? p : options.sequences[size(p)];
+    if (s.cache == nullptr) continue;
+    const auto have = static_cast<std::int64_t>(s.cache->sequences.size());
+    if (sequence < 0 || sequence >= have) {
+      fail_usage("prompt {} continues cache sequence {}, the cache has {}", p, sequence, have);
+    }
+    s.past[size(p)] = s.cache->sequences[size(sequence)].length;
+  }
+  s.prepare(batch);
+  if (s.keep != nullptr) {
+    s.keep->batch = batch;
+    s.keep->resid.resize(size(s.config.n_layers + 1));
+    s.keep->keys.resize(size(s.config.n_layers));
+    s.keep->values.resize(size(s.config.n_layers));
+  }
+  if (s.tape != nullptr) {
+    s.tape->model = &s.model;
+    s.tape->batch = batch;
+    s.tape->positions = s.positions;
+    s.tape->embedded = options.start.empty();
+    s.tape->steps.assign(steps.size(), {});
+  }
+
+  if (options.start.empty()) {
+    s.embed();
+  } else {
+    s.x.assign(options.start.begin(), options.start.end());
+  }
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (s.tape != nullptr) {
+      s.record = &s.tape->steps[i];
+      s.record->step = steps[i];
+    }
+    s.step(steps[i]);
+  }
   s.final_sites();
+  if (s.keep != nullptr) s.keep->resid.back() = s.x;
+  if (s.tape != nullptr) s.finish_tape();
   if (s.cache != nullptr) {
     for (std::int64_t p = 0; p < batch.prompts(); ++p) {
       s.cache->sequences[size(s.sequences[size(p)])].length += batch.length(p);
     }
   }
-  s.hooks = nullptr;
-  s.batch = nullptr;
+  s.release();
   return s.x;
+}
+
+std::span<const float> Forward::resume(const RunState& state, std::int32_t layer,
+                                       std::span<const Continuation> which, const Hooks& hooks) {
+  Impl& s = *impl_;
+  const std::int64_t d = s.config.d_model;
+  if (static_cast<std::int64_t>(state.resid.size()) != s.config.n_layers + 1) {
+    fail_usage("a state of {} layers was given, the model has {}",
+               static_cast<std::int64_t>(state.resid.size()) - 1, s.config.n_layers);
+  }
+  if (layer < 0 || layer > s.config.n_layers) {
+    fail_usage("a pass cannot start at layer {} of {}", layer, s.config.n_layers);
+  }
+  const HookTable table(hooks, s.config);
+  Batch batch;
+  s.sequences.clear();
+  s.past.clear();
+  for (const Continuation& c : which) {
+    if (c.prompt < 0 || c.prompt >= state.batch.prompts()) {
+      fail_usage("prompt {} of the state was asked for, it has {}", c.prompt,
+                 state.batch.prompts());
+    }
+    if (c.first < 0 || c.first >= state.batch.length(c.prompt)) {
+      fail_usage("prompt {} cannot be computed from row {} on, it has {} tokens", c.prompt, c.first,
+                 state.batch.length(c.prompt));
+    }
+    if (c.first > 0 && !s.config.causal) {
+      fail_usage("a model that attends in both directions is computed from row 0 on, not {}",
+                 c.first);
+    }
+    const std::int64_t begin = state.batch.offsets[size(c.prompt)] + c.first;
+    const std::int64_t end = state.batch.offsets[size(c.prompt) + 1];
+    batch.add(std::span(state.batch.ids).subspan(size(begin), size(end - begin)));
+    s.sequences.push_back(c.prompt);
+    s.past.push_back(c.first);
+  }
+  s.hooks = &table;
+  s.cache = nullptr;
+  s.base = &state;
+  s.keep = nullptr;
+  s.tape = nullptr;
+  s.record = nullptr;
+  s.resumed = std::move(batch);
+  s.prepare(s.resumed);
+  for (std::size_t i = 0; i < which.size(); ++i) {
+    const std::int64_t from = state.batch.offsets[size(which[i].prompt)] + which[i].first;
+    std::copy_n(state.resid[size(layer)].data() + from * d,
+                s.resumed.length(static_cast<std::int64_t>(i)) * d,
+                s.x.data() + s.resumed.offsets[i] * d);
+  }
+  for (std::int32_t l = layer; l < s.config.n_layers; ++l) s.step({.layer = l});
+  s.final_sites();
+  s.release();
+  return s.x;
+}
+
+void Forward::read_head(SiteKind kind, std::int32_t layer, std::int64_t head,
+                        std::span<const float> residual, std::span<float> out) const {
+  Impl& s = *impl_;
+  const std::int64_t d = s.config.d_model, dh = s.config.d_head;
+  const bool known = kind == SiteKind::q || kind == SiteKind::k || kind == SiteKind::v;
+  const std::int64_t heads = kind == SiteKind::q ? s.config.n_heads : s.config.n_kv_heads;
+  if (!known || layer < 0 || layer >= s.config.n_layers || head < 0 || head >= heads) {
+    fail_usage("there is no head {} that reads at {}", head, site_name({kind, layer}));
+  }
+  const std::int64_t rows = static_cast<std::int64_t>(residual.size()) / d;
+  const Linear& linear = s.head_input(kind, layer, head);
+  if (!s.norm_before()) {
+    kernels::multiply(residual.data(), d, rows, linear.weight, data_or_null(linear.bias),
+                      out.data(), dh);
+    return;
+  }
+  const NormWeights& w = s.weights.layers[size(layer)].ln1;
+  std::vector<float> normalized(residual.size()), scale(size(rows));
+  kernels::norm_scale(s.config.norm, s.config.norm_eps, residual.data(), d, rows, d, scale.data());
+  kernels::norm_normalize(s.config.norm, residual.data(), d, scale.data(), rows, d,
+                          normalized.data(), d);
+  kernels::norm_affine(normalized.data(), d, rows, d, w.weight.data(),
+                       static_cast<float>(s.config.norm_offset), data_or_null(w.bias),
+                       normalized.data(), d);
+  kernels::multiply(normalized.data(), d, rows, linear.weight, data_or_null(linear.bias),
+                    out.data(), dh);
 }
 
 void Forward::run_logits(std::span<const std::int64_t> rows, std::span<float> out) {

@@ -66,6 +66,24 @@ void Model::final_norm_weight(std::span<float> out) const {
   for (std::size_t i = 0; i < weight.size(); ++i) out[i] = offset + weight[i];
 }
 
+void Model::norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out) const {
+  const std::vector<float>* weight = nullptr;
+  if (kind == SiteKind::ln_final_normalized) {
+    weight = &weights_->ln_final.weight;
+  } else if (layer >= 0 && layer < config_.n_layers) {
+    const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
+    if (kind == SiteKind::ln1_normalized) weight = &w.ln1.weight;
+    if (kind == SiteKind::ln1_post_normalized) weight = &w.ln1_post.weight;
+    if (kind == SiteKind::ln2_normalized) weight = &w.ln2.weight;
+    if (kind == SiteKind::ln2_post_normalized) weight = &w.ln2_post.weight;
+  }
+  if (weight == nullptr || weight->empty()) {
+    fail_usage("this {} model has no norm at {}", config_.family, site_name({kind, layer}));
+  }
+  const auto offset = static_cast<float>(config_.norm_offset);
+  for (std::size_t i = 0; i < weight->size(); ++i) out[i] = offset + (*weight)[i];
+}
+
 void Model::unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const {
   if (first < 0 || count < 0 || first + count > config_.d_vocab) {
     fail_usage("unembedding rows {} to {} were asked for, the vocabulary has {}", first,
