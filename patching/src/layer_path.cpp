@@ -115,8 +115,8 @@ class PathReader {
     const std::size_t at = at_;
     const std::int64_t value = number("a layer");
     if (value >= config_.n_layers) {
-      fail_usage("path '{}': layer {} at character {}; this model has layers 0 to {}",
-                 shown(text_), text_.substr(at, std::min<std::size_t>(at_ - at, 20)), at + 1,
+      fail_usage("path '{}': layer {} at character {}; this model has layers 0 to {}", shown(text_),
+                 text_.substr(at, std::min<std::size_t>(at_ - at, 20)), at + 1,
                  config_.n_layers - 1);
     }
     return static_cast<std::int32_t>(value);
@@ -148,8 +148,8 @@ LayerPath parse_layer_path(std::string_view text, const ModelConfig& config) {
     }
     for (std::int64_t time = 0; time < item.times; ++time) {
       for (std::int64_t i = 0; i < length; ++i) {
-        path.push_back({static_cast<std::int32_t>(item.first + direction * i), item.attention,
-                        item.mlp});
+        path.push_back(
+            {static_cast<std::int32_t>(item.first + direction * i), item.attention, item.mlp});
       }
     }
   } while (reader.more());

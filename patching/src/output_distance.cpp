@@ -105,8 +105,8 @@ double total_distance(DistanceKind kind, std::span<const double> rows,
   }
   for (std::size_t p = 0; p + 1 < offsets.size(); ++p) {
     double squares = 0;
-    for (auto r = static_cast<std::size_t>(offsets[p]); r < static_cast<std::size_t>(offsets[p + 1]);
-         ++r) {
+    for (auto r = static_cast<std::size_t>(offsets[p]);
+         r < static_cast<std::size_t>(offsets[p + 1]); ++r) {
       squares += rows[r] * rows[r];
     }
     total += std::sqrt(squares);

@@ -75,6 +75,7 @@ struct PathJudge::Impl {
   };
   std::vector<Part> parts;
   std::vector<std::int64_t> offsets = {0};  // [prompt + 1], in judged rows
+  std::vector<std::int32_t> next;           // [row] the token that follows; −1: nobody knows
   std::vector<float> whole;                 // [row, d_model] leaving the whole model's last layer
   std::vector<float> whole_logits;          // [row, d_vocab], if they fit; otherwise made again
   std::int64_t block_rows = 1;              // rows whose logits are in memory at a time
@@ -91,8 +92,8 @@ struct PathJudge::Impl {
     const std::uint64_t logits = static_cast<std::uint64_t>(config.d_vocab) * sizeof(float);
     const auto layers = static_cast<std::uint64_t>(config.n_layers) + 1;
     constexpr std::int64_t kBatchTokens = 1024;  // more makes no layer faster
-    const std::int64_t most = std::min(
-        kBatchTokens, static_cast<std::int64_t>(options.memory / 4 / (layers * state)));
+    const std::int64_t most =
+        std::min(kBatchTokens, static_cast<std::int64_t>(options.memory / 4 / (layers * state)));
     constexpr std::int64_t kBlockRows = 128;
     block_rows = std::clamp<std::int64_t>(
         static_cast<std::int64_t>(options.memory / 4 / (2 * logits)), 1, kBlockRows);
@@ -109,6 +110,7 @@ struct PathJudge::Impl {
       part.batch.add(ids);
       for (std::int64_t t = options.last_only ? length - 1 : 0; t < length; ++t) {
         part.tokens.push_back(first + t);
+        next.push_back(t + 1 < length ? ids[size(t + 1)] : -1);
       }
       offsets.push_back(offsets.back() + (options.last_only ? 1 : length));
     }
@@ -121,9 +123,9 @@ struct PathJudge::Impl {
       whole_logits.resize(rows * static_cast<std::uint64_t>(config.d_vocab));
       for (std::int64_t r = 0; r < offsets.back(); r += block_rows) {
         const std::int64_t n = std::min(block_rows, offsets.back() - r);
-        forward.logits(states(whole, r, n),
-                       std::span(whole_logits).subspan(size(r * config.d_vocab),
-                                                       size(n * config.d_vocab)));
+        forward.logits(
+            states(whole, r, n),
+            std::span(whole_logits).subspan(size(r * config.d_vocab), size(n * config.d_vocab)));
       }
     }
   }
@@ -170,12 +172,13 @@ struct PathJudge::Impl {
     }
   }
 
-  // The token that follows row r of a prompt; −1 if nobody knows.
-  std::int32_t next_token(std::int64_t prompt, std::int64_t row) const {
-    const std::vector<std::int32_t>& ids = prompts.tokens[size(prompt)];
-    if (row + 1 == offsets[size(prompt + 1)]) return -1;
-    return ids[size(row - offsets[size(prompt)] + 1)];
-  }
+  struct Rows;
+  void measure(const Part& part, std::span<const float> out, std::span<const Step> path,
+               Rows& rows) const;
+  PathQuality summary(std::span<const Step> path, const Rows& rows) const;
+  template <class Each>
+  void run_all(std::span<const Step> base, std::span<const LayerPath> candidates,
+               const std::function<void(double)>& progress, Each each);
 };
 
 PathJudge::PathJudge(Forward& forward, const PathPrompts& prompts, const JudgeOptions& options)
@@ -190,62 +193,71 @@ const JudgeOptions& PathJudge::options() const {
   return impl_->options;
 }
 
-PathQuality PathJudge::judge(std::span<const Step> path) {
-  Impl& s = *impl_;
-  if (path.empty()) fail_usage("a path needs at least one step");
-  const std::int64_t prompts = s.prompts.count();
-  std::vector<std::int32_t> next(size(rows()), -1);
-  for (std::int64_t p = 0; p < prompts; ++p) {
-    for (std::int64_t r = s.offsets[size(p)]; r < s.offsets[size(p + 1)]; ++r) {
-      next[size(r)] = s.next_token(p, r);
-    }
-  }
-  std::vector<double> distance(size(rows())), kl(size(rows())), nll(size(rows()), kNan);
-  std::vector<double> agrees(size(rows()));
+// What is measured at each judged row of one path, and at the end of each prompt.
+struct PathJudge::Impl::Rows {
+  std::vector<double> distance, kl, nll, agrees;  // [row]
+  std::vector<double> metric, right;              // [prompt]
+
+  explicit Rows(const Impl& s)
+      : distance(size(s.offsets.back())),
+        kl(distance.size()),
+        nll(distance.size(), kNan),
+        agrees(distance.size()),
+        metric(size(s.prompts.count()), kNan),
+        right(size(s.prompts.count()), kNan) {}
+};
+
+void PathJudge::Impl::measure(const Part& part, std::span<const float> out,
+                              std::span<const Step> path, Rows& rows) const {
+  compare(
+      part, out,
+      [&](std::int64_t r, std::span<const float> whole_row, std::span<const float> logits) {
+        const double log_sum = math::log_sum_exp(logits);
+        const double kl =
+            math::kl_divergence(whole_row, math::log_sum_exp(whole_row), logits, log_sum);
+        rows.kl[size(r)] = kl;
+        rows.distance[size(r)] = options.distance == DistanceKind::kl
+                                     ? kl
+                                     : output_distance(options.distance, whole_row, logits);
+        rows.agrees[size(r)] = most_likely(whole_row) == most_likely(logits) ? 1 : 0;
+        if (next[size(r)] >= 0) rows.nll[size(r)] = log_sum - logits[size(next[size(r)])];
+      },
+      [&](std::int64_t p, std::span<const float> logits) {
+        const std::int64_t first = offsets[size(p)], end = offsets[size(p + 1)];
+        for (std::int64_t r = first; r < end; ++r) {
+          if (!std::isnan(rows.kl[size(r)]) && !std::isnan(rows.distance[size(r)])) continue;
+          const auto length = static_cast<std::int64_t>(prompts.tokens[size(p)].size());
+          fail("path {}: the logits of prompt '{}', token {}, are not finite",
+               layer_path_text(path, config), prompts.ids[size(p)], length - (end - r));
+        }
+        const std::vector<std::int32_t>& answers = prompts.answers[size(p)];
+        if (!answers.empty()) {
+          rows.nll[size(end - 1)] = math::log_sum_exp(logits) - log_sum_of(answers, logits);
+          rows.right[size(p)] = std::ranges::count(answers, most_likely(logits)) > 0 ? 1 : 0;
+        }
+        if (options.metric != nullptr) rows.metric[size(p)] = options.metric->value(p, logits);
+      });
+}
+
+PathQuality PathJudge::Impl::summary(std::span<const Step> path, const Rows& rows) const {
   PathQuality q;
-  q.prompt_metric.assign(size(prompts), kNan);
-  Mean accuracy;
-  RunOptions run;
-  run.steps = path;
-  for (const Impl::Part& part : s.parts) {
-    s.compare(
-        part, s.forward.run(part.batch, {}, run),
-        [&](std::int64_t r, std::span<const float> whole, std::span<const float> logits) {
-          const double log_sum = math::log_sum_exp(logits);
-          kl[size(r)] = math::kl_divergence(whole, math::log_sum_exp(whole), logits, log_sum);
-          distance[size(r)] = s.options.distance == DistanceKind::kl
-                                  ? kl[size(r)]
-                                  : output_distance(s.options.distance, whole, logits);
-          agrees[size(r)] = most_likely(whole) == most_likely(logits) ? 1 : 0;
-          if (next[size(r)] >= 0) nll[size(r)] = log_sum - logits[size(next[size(r)])];
-        },
-        [&](std::int64_t p, std::span<const float> logits) {
-          const std::vector<std::int32_t>& answers = s.prompts.answers[size(p)];
-          if (!answers.empty()) {
-            nll[size(s.offsets[size(p + 1)] - 1)] =
-                math::log_sum_exp(logits) - log_sum_of(answers, logits);
-            accuracy.add(std::ranges::count(answers, most_likely(logits)) > 0 ? 1 : 0);
-          }
-          if (s.options.metric != nullptr) {
-            q.prompt_metric[size(p)] = s.options.metric->value(p, logits);
-          }
-        });
-  }
-  Mean all_nll, all_kl, all_agreement, metric;
-  for (std::int64_t p = 0; p < prompts; ++p) {
+  Mean all_nll, all_kl, all_agreement, accuracy, metric;
+  for (std::int64_t p = 0; p < prompts.count(); ++p) {
     Mean prompt_nll, prompt_kl, prompt_agreement;
-    for (std::int64_t r = s.offsets[size(p)]; r < s.offsets[size(p + 1)]; ++r) {
-      for (Mean* mean : {&prompt_nll, &all_nll}) mean->add(nll[size(r)]);
-      for (Mean* mean : {&prompt_kl, &all_kl}) mean->add(kl[size(r)]);
-      for (Mean* mean : {&prompt_agreement, &all_agreement}) mean->add(agrees[size(r)]);
+    for (std::int64_t r = offsets[size(p)]; r < offsets[size(p + 1)]; ++r) {
+      for (Mean* mean : {&prompt_nll, &all_nll}) mean->add(rows.nll[size(r)]);
+      for (Mean* mean : {&prompt_kl, &all_kl}) mean->add(rows.kl[size(r)]);
+      for (Mean* mean : {&prompt_agreement, &all_agreement}) mean->add(rows.agrees[size(r)]);
     }
     q.prompt_nll.push_back(prompt_nll.value());
     q.prompt_kl.push_back(prompt_kl.value());
     q.prompt_agreement.push_back(prompt_agreement.value());
-    metric.add(q.prompt_metric[size(p)]);
+    accuracy.add(rows.right[size(p)]);
+    metric.add(rows.metric[size(p)]);
   }
-  q.layers = layers_used(path, s.config);
-  q.distance = total_distance(s.options.distance, distance, s.offsets);
+  q.prompt_metric = rows.metric;
+  q.layers = layers_used(path, config);
+  q.distance = total_distance(options.distance, rows.distance, offsets);
   q.nll = all_nll.value();
   q.perplexity = std::exp(q.nll);
   q.kl = all_kl.value();
@@ -255,32 +267,67 @@ PathQuality PathJudge::judge(std::span<const Step> path) {
   return q;
 }
 
+// Runs the candidates part by part: each(c, part, out).
+template <class Each>
+void PathJudge::Impl::run_all(std::span<const Step> base, std::span<const LayerPath> candidates,
+                              const std::function<void(double)>& progress, Each each) {
+  double done = 0;
+  for (const Part& part : parts) {
+    PathRunner runner(forward, part.batch, std::numeric_limits<std::uint64_t>::max());
+    runner.run(base, true);
+    for (std::size_t c = 0; c < candidates.size(); ++c) {
+      each(c, part, runner.run(candidates[c], false));
+      done += static_cast<double>(part.batch.prompts()) / static_cast<double>(prompts.count());
+      if (progress) progress(done);
+    }
+  }
+}
+
+PathQuality PathJudge::judge(std::span<const Step> path) {
+  const Impl& s = *impl_;
+  if (path.empty()) fail_usage("a path needs at least one step");
+  Impl::Rows rows(s);
+  RunOptions run;
+  run.steps = path;
+  for (const Impl::Part& part : s.parts) {
+    s.measure(part, s.forward.run(part.batch, {}, run), path, rows);
+  }
+  return s.summary(path, rows);
+}
+
+std::vector<PathQuality> PathJudge::judge_all(std::span<const Step> base,
+                                              std::span<const LayerPath> candidates,
+                                              const std::function<void(double)>& progress) {
+  Impl& s = *impl_;
+  std::vector<Impl::Rows> rows(candidates.size(), Impl::Rows(s));
+  s.run_all(base, candidates, progress,
+            [&](std::size_t c, const Impl::Part& part, std::span<const float> out) {
+              s.measure(part, out, candidates[c], rows[c]);
+            });
+  std::vector<PathQuality> qualities;
+  for (std::size_t c = 0; c < candidates.size(); ++c) {
+    qualities.push_back(s.summary(candidates[c], rows[c]));
+  }
+  return qualities;
+}
+
 std::vector<double> PathJudge::distances(std::span<const Step> base,
                                          std::span<const LayerPath> candidates,
                                          const std::function<void(double)>& progress) {
   Impl& s = *impl_;
-  const std::size_t rows = size(this->rows());
-  std::vector<std::vector<double>> distance(candidates.size(), std::vector<double>(rows));
-  double done = 0;
-  for (const Impl::Part& part : s.parts) {
-    PathRunner runner(s.forward, part.batch, std::numeric_limits<std::uint64_t>::max());
-    runner.run(base, true);
-    const double share = static_cast<double>(part.batch.prompts()) /
-                         static_cast<double>(s.prompts.count());
-    for (std::size_t c = 0; c < candidates.size(); ++c) {
-      s.compare(
-          part, runner.run(candidates[c], false),
-          [&](std::int64_t r, std::span<const float> whole, std::span<const float> logits) {
-            distance[c][size(r)] = output_distance(s.options.distance, whole, logits);
-          },
-          [](std::int64_t, std::span<const float>) {});
-      done += share;
-      if (progress) progress(done);
-    }
-  }
+  std::vector<std::vector<double>> rows(candidates.size(), std::vector<double>(size(this->rows())));
+  s.run_all(base, candidates, progress,
+            [&](std::size_t c, const Impl::Part& part, std::span<const float> out) {
+              s.compare(
+                  part, out,
+                  [&](std::int64_t r, std::span<const float> whole, std::span<const float> path) {
+                    rows[c][size(r)] = output_distance(s.options.distance, whole, path);
+                  },
+                  [](std::int64_t, std::span<const float>) {});
+            });
   std::vector<double> totals;
-  for (const std::vector<double>& rows_of : distance) {
-    totals.push_back(total_distance(s.options.distance, rows_of, s.offsets));
+  for (const std::vector<double>& of : rows) {
+    totals.push_back(total_distance(s.options.distance, of, s.offsets));
   }
   return totals;
 }

@@ -24,8 +24,9 @@ DistanceKind parse_distance(std::string_view name);
 /// Distance of one row, x and y of the same length. Sums in double; NaN if a logit is not finite.
 double output_distance(DistanceKind kind, std::span<const float> x, std::span<const float> y);
 
-/// Distance over prompts from that of their rows: the mean over rows; for norm the mean over prompts
-/// of the root of the summed squares. Prompt i has the rows offsets[i] … offsets[i + 1] − 1.
+/// Distance over prompts from that of their rows: the mean over rows; for norm the mean over
+/// prompts of the root of the summed squares. Prompt i has the rows offsets[i] … offsets[i + 1]
+/// − 1.
 double total_distance(DistanceKind kind, std::span<const double> rows,
                       std::span<const std::int64_t> offsets);
 

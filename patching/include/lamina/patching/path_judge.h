@@ -32,15 +32,15 @@ PathPrompts path_prompts(std::span<const Pair> pairs);
 struct JudgeOptions {
   bool last_only = false;  // judge the last token of each prompt; otherwise every token
   DistanceKind distance = DistanceKind::angular;
-  const Metric* metric = nullptr;  // pair i is prompt i; must outlive the judge
+  const Metric* metric = nullptr;                 // pair i is prompt i; must outlive the judge
   std::uint64_t memory = std::uint64_t{1} << 30;  // bytes beyond the weights
 };
 
 /// How good a path is, beside the whole model. NaN where there is nothing to measure.
 struct PathQuality {
-  double layers = 0;      // layers_used()
-  double distance = 0;    // total_distance() of the judged rows
-  double nll = 0;         // −log p of the next token, nats; mean over rows whose next one is known
+  double layers = 0;    // layers_used()
+  double distance = 0;  // total_distance() of the judged rows
+  double nll = 0;       // −log p of the next token, nats; mean over rows whose next one is known
   double perplexity = 0;  // e^nll
   double kl = 0;          // KL(whole model ‖ path), nats, mean over rows
   double agreement = 0;   // share of rows with the same most likely token as the whole model
@@ -58,10 +58,15 @@ class PathJudge {
   PathJudge(Forward& forward, const PathPrompts& prompts, const JudgeOptions& options);
   ~PathJudge();
 
+  /// Error naming path, prompt and token if the path's logits are not finite.
   PathQuality judge(std::span<const Step> path);
 
-  /// Distance of every candidate from the whole model. What candidates share with `base` at their
-  /// front is computed once. `progress` is told candidates done, counted in all prompts.
+  /// The same for many paths; what they share with `base` at their front is computed once.
+  /// `progress` is told candidates done, counted in all prompts.
+  std::vector<PathQuality> judge_all(std::span<const Step> base,
+                                     std::span<const LayerPath> candidates,
+                                     const std::function<void(double done)>& progress = {});
+  /// The same, PathQuality::distance alone. NaN for logits that are not finite.
   std::vector<double> distances(std::span<const Step> base, std::span<const LayerPath> candidates,
                                 const std::function<void(double done)>& progress = {});
 
