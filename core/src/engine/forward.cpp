@@ -48,6 +48,29 @@ void check_options(const RunOptions& options, const Batch& batch, const ModelCon
   }
 }
 
+// A state is the caller's to keep: it may be of another model.
+void check_state(const RunState& state, const ModelConfig& config) {
+  const auto layers = size(config.n_layers);
+  if (state.resid.size() != layers + 1 || state.keys.size() != layers ||
+      state.values.size() != layers) {
+    fail_usage("a state of {} layers was given, the model has {}",
+               static_cast<std::int64_t>(state.resid.size()) - 1, config.n_layers);
+  }
+  const auto check = [&](const std::vector<std::vector<float>>& all, std::int64_t width,
+                         const char* what) {
+    const auto wanted = size(state.batch.tokens() * width);
+    for (const std::vector<float>& values : all) {
+      if (values.size() == wanted) continue;
+      fail_usage(
+          "the state holds {} values of {} a layer, its {} tokens × {} of this model need {}",
+          values.size(), what, state.batch.tokens(), width, wanted);
+    }
+  };
+  check(state.resid, config.d_model, "the residual stream");
+  check(state.keys, config.d_kv(), "keys");
+  check(state.values, config.d_kv(), "values");
+}
+
 }  // namespace
 
 std::vector<Step> all_steps(const ModelConfig& config) {
@@ -153,10 +176,7 @@ std::span<const float> Forward::resume(const RunState& state, std::int32_t layer
                                        std::span<const Continuation> which, const Hooks& hooks) {
   Impl& s = *impl_;
   const std::int64_t d = s.config.d_model;
-  if (static_cast<std::int64_t>(state.resid.size()) != s.config.n_layers + 1) {
-    fail_usage("a state of {} layers was given, the model has {}",
-               static_cast<std::int64_t>(state.resid.size()) - 1, s.config.n_layers);
-  }
+  check_state(state, s.config);
   if (layer < 0 || layer > s.config.n_layers) {
     fail_usage("a pass cannot start at layer {} of {}", layer, s.config.n_layers);
   }
@@ -213,6 +233,10 @@ void Forward::read_head(SiteKind kind, std::int32_t layer, std::int64_t head,
     fail_usage("there is no head {} that reads at {}", head, site_name({kind, layer}));
   }
   const std::int64_t rows = static_cast<std::int64_t>(residual.size()) / d;
+  if (residual.size() != size(rows * d) || out.size() != size(rows * dh)) {
+    fail_usage("{} gets {} residual values and room for {}, rows of {} and of {} are needed",
+               site_name({kind, layer}), residual.size(), out.size(), d, dh);
+  }
   const Linear& linear = s.head_input(kind, layer, head);
   if (!s.norm_before()) {
     kernels::multiply(residual.data(), d, rows, linear.weight, data_or_null(linear.bias),

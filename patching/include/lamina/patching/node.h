@@ -30,7 +30,9 @@ struct Split {
 };
 
 /// Every node of the sites in order: site, then position (0 … positions − 1), head, neuron.
-/// UsageError for a split along a dimension that a site lacks.
+/// At attention sites a position is a query index: the node is that row of the pattern or scores.
+/// UsageError for sites the model lacks (with the nearest names), a split along a dimension that a
+/// site lacks, no position to split into, and more than 2^26 nodes.
 std::vector<Node> nodes_of(std::span<const Site> sites, const Split& split, std::int64_t positions,
                            const ModelConfig& config);
 
