@@ -69,6 +69,7 @@ struct Backward::Impl {
   std::vector<float> act, factor;   // [N, M] activation and its factor
   std::vector<float> inputs;        // [N, D] what a matrix read in the forward pass
   std::vector<float> at_scale;      // [N]
+  std::vector<std::vector<float>> point_gradients;  // [N, D] of several read points
 
   bool wants_norms = false;
   backward::ParameterNorms norms;
@@ -103,7 +104,8 @@ struct Backward::Impl {
   };
   void norm(const NormPlaceOf& at, std::vector<float>& values);
   /// The same for a read point's share: no hooks.
-  void silent_norm(const Tape::Impl::Norm& kept, const NormWeights& w, std::vector<float>& values);
+  void silent_norm(const Tape::Impl::Norm& kept, const NormWeights& w,
+                   std::vector<float>& values) const;
   void times(const std::vector<float>& gradient, const Linear& linear, std::vector<float>& to);
   void linear_norm(std::int32_t layer, const char* name, const Linear& linear,
                    const std::vector<float>& read, const std::vector<float>& gradient);
@@ -279,14 +281,16 @@ void Backward::Impl::norm(const NormPlaceOf& at, std::vector<float>& values) {
 }
 
 void Backward::Impl::silent_norm(const Tape::Impl::Norm& kept, const NormWeights& w,
-                                 std::vector<float>& values) {
+                                 std::vector<float>& values) const {
   const std::int64_t d = config.d_model;
   backward::norm_weight(values.data(), tokens, d, w.weight.data(),
                         static_cast<float>(config.norm_offset));
-  const bool flows = !rules->frozen_norm;
-  if (flows) backward::scale_gradient(kept, values.data(), tokens, d, at_scale.data());
-  backward::norm_input(config.norm, kept, values.data(), flows ? at_scale.data() : nullptr, tokens,
-                       d, values.data());
+  std::vector<float> scales(rules->frozen_norm ? 0 : size(tokens));
+  if (!rules->frozen_norm) {
+    backward::scale_gradient(kept, values.data(), tokens, d, scales.data());
+  }
+  backward::norm_input(config.norm, kept, values.data(), data_or_null(scales), tokens, d,
+                       values.data());
 }
 
 void Backward::Impl::read_inputs(const Tape::Impl::Norm& kept, const NormWeights& w,
@@ -552,23 +556,47 @@ void Backward::Impl::heads_input(const Tape::Impl::Step& s, std::vector<float>& 
                        values.data());
 }
 
+// Many small products: computed side by side, a bounded number at a time, and reported in order.
 void Backward::Impl::head_read_points(const Tape::Impl::Step& s) {
   const std::int32_t layer = s.step.layer;
   const LayerWeights& w = layer_weights(s);
-  const std::int64_t dh = config.d_head, group = config.n_heads / config.n_kv_heads;
+  const std::int64_t dh = config.d_head, d = config.d_model;
+  const std::int64_t group = config.n_heads / config.n_kv_heads;
   heads_input(s, k, config.n_heads, true, false);
-  const auto report = [&](ReadPoint::Kind kind, SiteKind site, std::int64_t head,
-                          std::int64_t weight_head, const std::vector<float>& gradient) {
-    const kernels::PackedMatrix& matrix = transposed.of_head(site, layer, weight_head, dh);
-    kernels::multiply(gradient.data() + head * dh, config.d_attn(), tokens, matrix, nullptr,
-                      part.data(), config.d_model);
-    if (norm_before()) silent_norm(s.ln1, w.ln1, part);
-    (*read_points)({kind, layer, head}, part);
+
+  struct Job {
+    ReadPoint point;
+    const kernels::PackedMatrix* matrix;
+    const float* gradient;  // [N, dh] with row stride H·dh
   };
+  std::vector<Job> jobs;
   for (std::int64_t h = 0; h < config.n_heads; ++h) {
-    report(ReadPoint::Kind::q, SiteKind::q, h, h, q);
-    report(ReadPoint::Kind::k, SiteKind::k, h, h / group, k);
-    report(ReadPoint::Kind::v, SiteKind::v, h, h / group, v);
+    const auto add = [&](ReadPoint::Kind kind, SiteKind site, std::int64_t weight_head,
+                         const std::vector<float>& gradient) {
+      jobs.push_back({{kind, layer, h},
+                      &transposed.of_head(site, layer, weight_head, dh),
+                      gradient.data() + h * dh});
+    };
+    add(ReadPoint::Kind::q, SiteKind::q, h, q);
+    add(ReadPoint::Kind::k, SiteKind::k, h / group, k);
+    add(ReadPoint::Kind::v, SiteKind::v, h / group, v);
+  }
+  constexpr std::size_t kBufferFloats = std::size_t{16} << 20;
+  const std::size_t some =
+      std::clamp<std::size_t>(kBufferFloats / size(tokens * d), 1, jobs.size());
+  std::vector<std::vector<float>>& values = point_gradients;
+  if (values.size() < some) values.resize(some);
+  for (std::vector<float>& one : values) one.resize(size(tokens * d));
+  for (std::size_t first = 0; first < jobs.size(); first += some) {
+    const std::size_t count = std::min(some, jobs.size() - first);
+#pragma omp parallel for schedule(dynamic) if (count > 1)
+    for (std::size_t i = 0; i < count; ++i) {
+      const Job& job = jobs[first + i];
+      kernels::multiply(job.gradient, config.d_attn(), tokens, *job.matrix, nullptr,
+                        values[i].data(), d);
+      if (norm_before()) silent_norm(s.ln1, w.ln1, values[i]);
+    }
+    for (std::size_t i = 0; i < count; ++i) (*read_points)(jobs[first + i].point, values[i]);
   }
 }
 
@@ -637,16 +665,19 @@ void Backward::Impl::activation(const Tape::Impl::Step& s) {
                          rules->frozen_norm ? nullptr : scales.data(), tokens, m, gate.data());
   }
   const float share = config.gated && rules->half_gate ? 0.5f : 1.0f;
-  if (config.gated) {
-    for (std::size_t i = 0; i < size(n); ++i) up[i] = share * gate[i] * act[i];
-    for (std::size_t i = 0; i < size(n); ++i) gate[i] *= share * s.up[i];
+  if (!solu) backward::activation_factor(config.act, s.gate.data(), n, *rules, factor.data());
+#pragma omp parallel for if (n > 40'000)
+  for (std::int64_t row = 0; row < tokens; ++row) {
+    for (std::int64_t i = row * m; i < (row + 1) * m; ++i) {
+      const auto at = size(i);
+      if (config.gated) {
+        up[at] = share * gate[at] * act[at];
+        gate[at] *= share * s.up[at];
+      }
+      if (!solu) gate[at] *= factor[at];
+    }
   }
-  if (solu) {
-    backward::solu_input(s.gate.data(), tokens, m, *rules, gate.data());
-  } else {
-    backward::activation_factor(config.act, s.gate.data(), n, *rules, factor.data());
-    for (std::size_t i = 0; i < size(n); ++i) gate[i] *= factor[i];
-  }
+  if (solu) backward::solu_input(s.gate.data(), tokens, m, *rules, gate.data());
   if (config.gated) fire(SiteKind::mlp_pre_linear, layer, up);
   fire(SiteKind::mlp_pre, layer, gate);
 }
