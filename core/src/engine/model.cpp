@@ -37,7 +37,7 @@ Model Model::load(const std::filesystem::path& path) {
     model.parameters_ += static_cast<std::uint64_t>(tensor.rows * tensor.cols);
   }
   if (opened.has_tokenizer) {
-    model.tokenizer_ = Tokenizer::load(path);
+    model.tokenizer_ = std::make_shared<const Tokenizer>(Tokenizer::load(path));
     if (model.tokenizer_->vocab_size() > model.config_.d_vocab) {
       fail("{}: the tokenizer has ids up to {}, the embedding has only {} rows", path.string(),
            model.tokenizer_->vocab_size() - 1, model.config_.d_vocab);

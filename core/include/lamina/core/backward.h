@@ -18,7 +18,8 @@ struct BackwardRules {
   bool frozen_norm = false;
   /// Attention patterns are constants: nothing flows to q and k.
   bool frozen_pattern = false;
-  /// act(x)/x instead of act′(x), x moved by `stabiliser` away from 0; ReLU keeps its derivative.
+  /// act(x)/x′ instead of act′(x), x′ = x moved by `stabiliser` away from 0 (so that x = 0 passes
+  /// nothing on, as in RelP's code); ReLU keeps its derivative.
   bool activation_ratio = false;
   /// Half the gradient to each factor of a gated product.
   bool half_gate = false;

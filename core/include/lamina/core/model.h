@@ -4,7 +4,6 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -32,13 +31,17 @@ class Model {
   /// A folder (config.json + safetensors, Hugging Face or canonical) or a GGUF file.
   /// Throws Error for anything missing, superfluous, mis-shaped or of an unsupported family.
   static Model load(const std::filesystem::path& path);
+  /// The same model with a key and value head of its own for every query head: grouped ones are
+  /// repeated. Every value is the same bit for bit; interventions can reach one query head's key
+  /// or value alone. Shares all other weights with this model.
+  Model ungrouped() const;
   ~Model();
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
 
   const ModelConfig& config() const { return config_; }
   /// nullptr if the model comes without one.
-  const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
+  const Tokenizer* tokenizer() const { return tokenizer_.get(); }
   /// File or folder name without its directory: the model's name in recordings.
   const std::string& id() const { return id_; }
   /// Fingerprint: SHA-256 over configuration text and weight files.
@@ -66,7 +69,7 @@ class Model {
  private:
   Model();
   ModelConfig config_;
-  std::optional<Tokenizer> tokenizer_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
   std::string id_;
   std::unique_ptr<const Weights> weights_;
   std::uint64_t parameters_ = 0;

@@ -88,11 +88,8 @@ void ratio(Activation act, const float* x, std::int64_t n, float* out) {
 void ratio_factor(Activation act, const float* x, std::int64_t n, double stabiliser,
                   float* factor) {
   const auto shift = static_cast<float>(stabiliser);
-  std::vector<float> moved(static_cast<std::size_t>(n));
-  for (std::int64_t i = 0; i < n; ++i) {
-    moved[static_cast<std::size_t>(i)] = x[i] + (x[i] < 0.0f ? -shift : shift);
-  }
-  ratio(act, moved.data(), n, factor);
+  kernels::activate(act, x, 1, n, factor);
+  for (std::int64_t i = 0; i < n; ++i) factor[i] /= x[i] + (x[i] < 0.0f ? -shift : shift);
 }
 
 void derivative(Activation act, const float* x, std::int64_t n, float* factor) {
