@@ -127,7 +127,7 @@ TEST_P(Paths, JudgementDependsOnNeitherMemoryNorThreads) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Configs, Paths, ::testing::ValuesIn(varied_configs()),
-                         [](const auto& info) { return std::to_string(info.index); });
+                         [](const auto& config) { return std::to_string(config.index); });
 
 TEST(PathJudge, EqualsTransformers) {
   const Model model = Model::load(ablate_folder() / "ablate_model");
