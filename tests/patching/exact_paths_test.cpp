@@ -75,25 +75,32 @@ class ExactPaths : public ::testing::TestWithParam<TinyConfig> {
     const std::vector<float> direct = last_logits(forward_, pair.clean, first);
     const auto index = static_cast<std::int64_t>(p);
     if (!others) return metric_.value(index, direct);
+    bool reached = false;  // whether any receiver but the logits read anything new
     Hooks second;
     for (const Receiver& r : receivers) {
       if (r.kind == Kind::mlp) {
-        put(second, {SiteKind::mlp_pre, r.layer}, got.at({SiteKind::mlp_pre, r.layer}));
+        const Site pre{SiteKind::mlp_pre, r.layer}, linear{SiteKind::mlp_pre_linear, r.layer};
+        reached = reached || got.at(pre) != base.at(pre);
+        reached = reached || (config_.gated && got.at(linear) != base.at(linear));
+        put(second, pre, got.at(pre));
         if (config_.gated) {
-          put(second, {SiteKind::mlp_pre_linear, r.layer},
-              got.at({SiteKind::mlp_pre_linear, r.layer}));
+          put(second, linear, got.at(linear));
         }
       } else if (r.kind != Kind::logits) {
         const SiteKind kind = r.kind == Kind::q   ? SiteKind::q
                               : r.kind == Kind::k ? SiteKind::k
                                                   : SiteKind::v;
         const Node node{.site = {kind, r.layer}, .head = r.head};
+        for_values(node, config_, pair.tokens(), [&](std::size_t i) {
+          reached = reached || got.at(node.site)[i] != base.at(node.site)[i];
+        });
         second.write(node.site, [&, node](SiteView& view) {
           for_values(node, config_, pair.tokens(),
                      [&](std::size_t i) { view.values[i] = got.at(node.site)[i]; });
         });
       }
     }
+    if (logits && !reached) return metric_.value(index, direct);
     const Site last{SiteKind::resid_post, static_cast<std::int32_t>(config_.n_layers - 1)};
     if (logits) {
       second.write(last, [&](SiteView& view) {
