@@ -1,9 +1,10 @@
-// Words of a pair file as tokens: answers and subjects.
+// Words of a pair file as tokens: answers, subjects, and words without a token.
 
+#include <algorithm>
 #include <array>
-#include <cctype>
 
 #include "lamina/patching/pairs.h"
+#include "words.h"
 
 namespace lamina {
 namespace {
@@ -46,7 +47,31 @@ std::string without_blanks(std::string_view text) {
   return out;
 }
 
+// A special token that is not written out in the text.
+bool is_unknown(const Tokenizer& t, std::int32_t id, std::string_view text) {
+  return t.is_special(id) && id != t.bos_id() && id != t.eos_id() &&
+         text.find(t.piece(id)) == text.npos;
+}
+
 }  // namespace
+
+std::optional<std::string> unknown_word(const Tokenizer& tokenizer, std::string_view text,
+                                        std::span<const std::int32_t> ids) {
+  const bool all_known = std::none_of(
+      ids.begin(), ids.end(), [&](std::int32_t id) { return is_unknown(tokenizer, id, text); });
+  if (all_known) return std::nullopt;
+  for (std::string_view rest = text; !rest.empty();) {
+    const std::size_t end = std::min(rest.find_first_of(" \t\r\n"), rest.size());
+    const std::string_view word = rest.substr(0, end);
+    if (!word.empty()) {
+      for (std::int32_t id : tokenizer.encode(word, Bos::never, false)) {
+        if (is_unknown(tokenizer, id, word)) return std::string(word);
+      }
+    }
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+  }
+  return std::string(text);
+}
 
 std::optional<std::int32_t> find_answer(const Tokenizer& tokenizer, std::int32_t last,
                                         std::string_view answer) {

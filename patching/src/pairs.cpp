@@ -7,6 +7,7 @@
 #include "files/file_text.h"
 #include "lamina/core/error.h"
 #include "record/line_reader.h"
+#include "words.h"
 
 namespace lamina {
 namespace {
@@ -77,33 +78,13 @@ class PairReader : public LineReader {
     return ids;
   }
 
-  bool unknown(std::int32_t id, std::string_view text) const {
-    const Tokenizer& t = *tokenizer_;
-    return t.is_special(id) && id != t.bos_id() && id != t.eos_id() &&
-           text.find(t.piece(id)) == text.npos;
-  }
-
   // Two different words that the tokenizer does not know are one and the same token: a pair that
   // holds them would not say what it seems to.
   void check_known(std::string_view text, std::span<const std::int32_t> ids,
                    std::string_view key) const {
-    const bool all_known =
-        std::none_of(ids.begin(), ids.end(), [&](std::int32_t id) { return unknown(id, text); });
-    if (all_known) return;
-    std::string_view rest = text;
-    while (!rest.empty()) {
-      const std::size_t end = std::min(rest.find_first_of(" \t\r\n"), rest.size());
-      const std::string_view word = rest.substr(0, end);
-      if (!word.empty()) {
-        for (std::int32_t id : tokenizer_->encode(word, Bos::never, false)) {
-          if (unknown(id, word)) {
-            fail("{}: key {}: the tokenizer does not know {}", where_, key, quote(word));
-          }
-        }
-      }
-      rest.remove_prefix(std::min(end + 1, rest.size()));
+    if (const auto word = unknown_word(*tokenizer_, text, ids)) {
+      fail("{}: key {}: the tokenizer does not know {}", where_, key, quote(*word));
     }
-    fail("{}: key {}: the tokenizer does not know a word of {}", where_, key, quote(text));
   }
 
   std::vector<std::int32_t> answers(const Json& value, std::string_view key,
@@ -211,13 +192,18 @@ std::int64_t Pair::first_difference() const {
   return tokens();
 }
 
+Pair parse_pair(const std::string& line, std::int64_t number, const std::string& where,
+                const Tokenizer* tokenizer, std::int64_t d_vocab, const PromptOptions& options) {
+  return PairReader(tokenizer, d_vocab, options, where).read(line, number);
+}
+
 std::vector<Pair> read_pairs(const std::filesystem::path& path, const Tokenizer* tokenizer,
                              std::int64_t d_vocab, const PromptOptions& options) {
   std::vector<Pair> pairs;
   std::unordered_map<std::string, std::int64_t> seen;  // id → line
   for_each_line(path, [&](const std::string& line, std::int64_t number, const std::string& where) {
     if (is_blank(line)) return;
-    Pair pair = PairReader(tokenizer, d_vocab, options, where).read(line, number);
+    Pair pair = parse_pair(line, number, where, tokenizer, d_vocab, options);
     const auto [earlier, is_new] = seen.emplace(pair.id, number);
     if (!is_new) {
       fail("{}: pair id {} was given in line {} already", where, quote(pair.id), earlier->second);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lamina/core/config.h"
@@ -15,6 +16,13 @@
 namespace lamina {
 
 struct Weights;  // private: packed matrices (core/src/engine/weights.h)
+
+/// A weight matrix by its canonical name: "0.q", "0.k", "0.v", "0.o", "0.gate", "0.in", "0.out".
+struct MatrixInfo {
+  std::string name;
+  std::int64_t rows;     // outputs
+  std::int64_t columns;  // inputs
+};
 
 /// A loaded model: configuration, packed weights and, if there is one, its tokenizer.
 /// Immutable and cheap to share between threads.
@@ -48,6 +56,13 @@ class Model {
   void norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out) const;
   /// Rows first … first + count − 1 of the unembedding matrix: out [count, d_model].
   void unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const;
+  /// The weight matrices of one layer, biases and norms aside. UsageError for a layer that is not
+  /// there.
+  std::vector<MatrixInfo> layer_matrices(std::int32_t layer) const;
+  /// Rows first … first + count − 1 of one of them, as they multiply (y = W x): out [count,
+  /// columns]. UsageError for a name or rows that are not there.
+  void matrix_rows(std::string_view name, std::int64_t first, std::int64_t count,
+                   std::span<float> out) const;
 
   const Weights& weights() const { return *weights_; }
 
