@@ -10,6 +10,7 @@
 #include "ui/terminal.h"
 #include "ui/text.h"
 #include "verbs/info.h"
+#include "verbs/patch_attribution.h"
 #include "verbs/patch_report.h"
 #include "verbs/patch_sweep.h"
 #include "verbs/verbs.h"
@@ -23,6 +24,7 @@ struct Args {
   NodeChoice nodes;
   OutputOptions output;
   std::string method = "exact";
+  AttributionArgs attribution;
   std::string direction;
   std::string replace = "other";
   double noise_sigma = 0.0;
@@ -69,9 +71,9 @@ std::string score_sentence(const PatchReport& r) {
 }
 
 PatchReport sweep(const Args& args, Forward& forward, std::span<const Pair> pairs,
-                  const Globals& globals) {
+                  const Globals& globals, AttributionReport& attribution,
+                  std::vector<Node>& nodes) {
   const Model& model = forward.model();
-  const PatchMethod& method = patch_method(args.method);
   const MetricKind metric = parse_metric(args.pairs.metric);
   const Align align = args.align == "start" ? Align::start : Align::end;
   NodeChoice choice = args.nodes;
@@ -100,6 +102,9 @@ PatchReport sweep(const Args& args, Forward& forward, std::span<const Pair> pair
     if (reference.empty()) fail("{}: it holds no prompts", args.mean_over);
     options.reference = reference;
   }
+  const std::optional<PatchMethod> estimate =
+      attribution_method(args.method, args.attribution, options.direction, attribution);
+  const PatchMethod& method = estimate ? *estimate : patch_method(args.method);
   ProgressLine progress("patching", "patches",
                         static_cast<std::int64_t>(chosen.nodes.size() * pairs.size()));
   options.progress = [&](std::int64_t done, std::int64_t) { progress.update(done); };
@@ -122,6 +127,11 @@ PatchReport sweep(const Args& args, Forward& forward, std::span<const Pair> pair
   report.runs = result.runs;
   report.skipped = result.skipped;
   report.settings.emplace_back("method", fmt::format("{} ({})", method.name, method.does));
+  check_estimates(args.attribution, forward, pairs, metric, chosen.nodes, options, align, result,
+                  globals.seed, attribution);
+  report.settings.insert(report.settings.end(), attribution.settings.begin(),
+                         attribution.settings.end());
+  nodes = std::move(chosen.nodes);
   if (options.replacement == Replacement::noise) {
     report.settings.emplace_back("noise_sigma", fmt::format("{}", args.noise_sigma));
   }
@@ -139,13 +149,16 @@ PatchReport sweep(const Args& args, Forward& forward, std::span<const Pair> pair
 
 int run_patch(const Args& args, const Globals& globals) {
   if (!args.output.path.empty()) check_writable(args.output.path, args.output.force);
-  patch_method(args.method);
+  check_attribution_options(args.method, args.attribution);
+  if (!is_attribution(args.method)) patch_method(args.method);
   parse_metric(args.pairs.metric);
   const Model model = load_model(args.model);
   Forward forward(model);
   const LoadedPairs loaded = load_pairs(args.pairs, forward);
 
-  PatchReport report = sweep(args, forward, loaded.pairs, globals);
+  AttributionReport attribution;
+  std::vector<Node> nodes;
+  PatchReport report = sweep(args, forward, loaded.pairs, globals, attribution, nodes);
   std::string pairs = fmt::format("{} of {}", loaded.pairs.size(), args.pairs.file);
   if (args.pairs.solved_only) {
     pairs += fmt::format(", {} of {} solved", loaded.in_file - loaded.unsolved, loaded.in_file);
@@ -161,13 +174,16 @@ int run_patch(const Args& args, const Globals& globals) {
     attributes["model_sha256"] = model.sha256();
     ResultFile file(args.output.path, attributes);
     write_patch(report, file);
+    write_attribution(attribution, loaded.pairs, nodes, file);
     file.close();
   }
   Output out;
   if (args.json) {
-    print_json(patch_json(report, args.show), out);
+    nlohmann::ordered_json json = patch_json(report, args.show);
+    attribution_json(attribution, json);
+    print_json(json, out);
   } else {
-    out.write(patch_text(report, args.show));
+    out.write(patch_text(report, args.show) + attribution_text(attribution));
   }
   out.close();
   if (!args.output.path.empty()) info("wrote {}", args.output.path);
@@ -204,8 +220,11 @@ void register_patch(CLI::App& app, Globals& globals) {
   add_pair_options(*verb, args->pairs);
   add_output_options(*verb, args->output, "write the results to this HDF5 file");
   add_node_options(*verb, *args);
-  verb->add_option("--method", args->method, "exact (default): every patch is a run")
+  verb->add_option("--method", args->method,
+                   "exact (default): every patch is a run; estimates of it: atp (gradient), ig "
+                   "(integrated gradients), relp (relevance)")
       ->option_text("METHOD");
+  add_attribution_options(*verb, args->attribution);
   verb->add_option(
           "--direction", args->direction,
           "denoise: clean values into the corrupted run (default); noise: corrupted values "

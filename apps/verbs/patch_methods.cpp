@@ -27,7 +27,7 @@ const PatchMethod& patch_method(std::string_view name) {
     if (method.name == name) return method;
     names += (names.empty() ? "" : ", ") + std::string(method.name);
   }
-  fail_usage("--method: '{}', expected {}", name, names);
+  fail_usage("--method: '{}', expected {}, atp, ig, relp", name, names);
 }
 
 }  // namespace lamina::cli

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <map>
 
+#include "attribution_conservation.h"
 #include "attribution_pass.h"
 #include "attribution_scores.h"
 #include "lamina/core/error.h"
@@ -25,11 +26,13 @@ using patching::Values;
 class Attribution {
  public:
   Attribution(Forward& forward, const Metric& metric, std::span<const SiteNodes> groups,
-              const AttributionOptions& options, Scores& scores, Attributed& out)
+              const AttributionOptions& options, Scores& scores, patching::ConservationSums* sums,
+              Attributed& out)
       : config_(forward.model().config()),
         groups_(groups),
         options_(options),
         scores_(scores),
+        sums_(sums),
         out_(out),
         pass_(forward, metric) {
     for (const SiteNodes& group : groups) sites_.push_back(group.site);
@@ -87,8 +90,10 @@ class Attribution {
                     at_other ? chunk.other_rows : chunk.base_rows, 1.0);
       });
     }
-    const std::vector<double> here =
-        pass_.run(chunk, at_other ? chunk.other : chunk.base, recording, options_.rules, gradients);
+    const Batch& batch = at_other ? chunk.other : chunk.base;
+    if (sums_ != nullptr) sums_->watch(chunk, batch, recording, gradients);
+    const std::vector<double> here = pass_.run(chunk, batch, recording, options_.rules, gradients);
+    if (sums_ != nullptr) sums_->found(chunk, here);
     found(chunk, at_other ? there : here, at_other ? here : there);
   }
 
@@ -156,6 +161,7 @@ class Attribution {
   std::vector<Site> sites_;
   const AttributionOptions& options_;
   Scores& scores_;
+  patching::ConservationSums* sums_;  // nullptr: not asked for
   Attributed& out_;
   GradientPass pass_;
 };
@@ -171,7 +177,10 @@ Attributed attribute_with_runs(Forward& forward, std::span<const Pair> pairs, co
   Attributed out;
   out.base.resize(pairs.size());
   out.other.resize(pairs.size());
-  Attribution attribution(forward, metric, groups, options, scores, out);
+  patching::ConservationSums sums(forward.model().config(),
+                                  options.conservation ? pairs.size() : 0);
+  Attribution attribution(forward, metric, groups, options, scores,
+                          options.conservation ? &sums : nullptr, out);
   const auto total = static_cast<std::int64_t>(pairs.size());
   for (const Chunk& chunk : patching::make_chunks(pairs, options.direction, options.batch_tokens)) {
     attribution.run(chunk);
@@ -180,6 +189,7 @@ Attributed attribute_with_runs(Forward& forward, std::span<const Pair> pairs, co
     }
   }
   out.scores = scores.take(pairs);
+  if (options.conservation) out.conservation = sums.take();
   return out;
 }
 

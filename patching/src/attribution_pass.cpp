@@ -44,6 +44,9 @@ void check_request(std::span<const Pair> pairs, const Metric& metric,
     fail_usage("a metric of {} pairs was given for {} pairs", metric.pairs(), pairs.size());
   }
   if (options.ig_steps < 0) fail_usage("integrated gradients with {} steps", options.ig_steps);
+  if (options.conservation && options.ig_steps > 0) {
+    fail_usage("relevance is summed at one point; integrated gradients have {}", options.ig_steps);
+  }
   if (options.batch_tokens < 1) fail_usage("batches of {} tokens", options.batch_tokens);
 }
 

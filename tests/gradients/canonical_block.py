@@ -81,7 +81,7 @@ class Reference:
             x = x - x.mean(-1, keepdim=True)
         scale = (x.pow(2).mean(-1, keepdim=True) + self.c.eps).sqrt()
         if self.rules.norm:
-            scale = scale.detach()
+            scale = scale.detach().requires_grad_()
         if site:
             self.keep(site + ".hook_scale", scale)
         normalized = x / scale

@@ -168,9 +168,10 @@ TEST_P(RelpGolden, ScoresOfEveryPosition) {
       EXPECT_LE(difference(golden.values.at("score/" + rules + "/" + name), got, terms), kTolerance)
           << rules << " " << name;
     }
-    const Conservation whole =
-        conservation(forward, pairs, metric, {.rules = rule_sets().at(rules)});
-    EXPECT_NEAR(whole.metric[0], golden.values.at("metric")[1], 1e-4);
+    const Attributed runs =
+        attribute_with_runs(forward, pairs, metric, {}, {.rules = rule_sets().at(rules)});
+    EXPECT_NEAR(runs.other[0], golden.values.at("metric")[0], 1e-4);
+    EXPECT_NEAR(runs.base[0], golden.values.at("metric")[1], 1e-4);
   }
 }
 

@@ -352,6 +352,11 @@ TEST(Attribution, FollowsTokenMaps) {
   }
 }
 
+Conservation conserved(Bench& s, AttributionOptions options) {
+  options.conservation = true;
+  return attribute_with_runs(s.forward, s.pairs, s.metric, {}, options).conservation;
+}
+
 // Norms and patterns frozen, half of every gated product, act(x)/x: each step of a model without
 // biases is then a homogeneous function, and relevance flows to the input without loss.
 TEST(Conservation, HoldsWhereEveryStepIsLinear) {
@@ -362,8 +367,7 @@ TEST(Conservation, HoldsWhereEveryStepIsLinear) {
     BackwardRules rules = BackwardRules::relp();
     rules.frozen_pattern = true;
     for (const bool other : {false, true}) {
-      const Conservation whole =
-          conservation(s.forward, s.pairs, s.metric, {.gradient_at_other = other, .rules = rules});
+      const Conservation whole = conserved(s, {.gradient_at_other = other, .rules = rules});
       for (std::size_t p = 0; p < s.pairs.size(); ++p) {
         EXPECT_EQ(whole.metric[p], s.oracle.metric_of(p, other));
         EXPECT_NEAR(whole.embed[p], whole.metric[p], 2e-5);
@@ -372,8 +376,7 @@ TEST(Conservation, HoldsWhereEveryStepIsLinear) {
         }
         EXPECT_GT(std::abs(whole.metric[p]), 0.01);
       }
-      const Conservation gradient =
-          conservation(s.forward, s.pairs, s.metric, {.gradient_at_other = other});
+      const Conservation gradient = conserved(s, {.gradient_at_other = other});
       EXPECT_GT(std::abs(gradient.embed[0] - gradient.metric[0]), 1e-2);
     }
   }
@@ -465,6 +468,9 @@ TEST(Attribution, RefusesWhatIsNotThere) {
   expect_message(refuse({{SiteKind::resid_pre, 1}, -2}), "position -2");
   expect_message(refuse({{SiteKind::resid_pre, 1}, 0}, {.ig_steps = -1}), "-1 steps");
   expect_message(refuse({{SiteKind::resid_pre, 1}, 0}, {.batch_tokens = 0}), "0 tokens");
+  AttributionOptions both{.ig_steps = 4};
+  both.conservation = true;
+  expect_message(refuse({{SiteKind::resid_pre, 1}, 0}, both), "integrated gradients have 4");
   const Node node{{SiteKind::resid_pre, 1}, 0};
   const Metric fewer(MetricKind::logit_diff, std::span(s.pairs).first(1), s.model.config().d_vocab);
   expect_message(message_of<UsageError>([&] {

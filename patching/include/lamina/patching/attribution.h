@@ -31,12 +31,24 @@ struct AttributionOptions {
   IgPath ig_path = IgPath::node;
   /// Tokens of one batch (at least one pair): bounds the memory.
   std::int64_t batch_tokens = 512;
+  bool conservation = false;  // fill Attributed::conservation; not with integrated gradients
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // pairs
+};
+
+/// How much of the metric the relevance accounts for: Σ x · ρ over all positions, where x is the
+/// value and ρ the gradient under the rules, in the run where the gradient is taken. Rules that
+/// conserve relevance keep the sum equal at all layers, up to what biases and the attention
+/// pattern take.
+struct Conservation {
+  std::vector<double> metric;     // [pair], of the run where the gradient is taken
+  std::vector<double> embed;      // [pair], the position embedding included
+  std::vector<double> resid_pre;  // [layer, pair]
 };
 
 struct Attributed {
   std::vector<double> scores;       // [node, pair]
   std::vector<double> base, other;  // metric of the two runs, [pair]
+  Conservation conservation;        // empty unless asked for
 };
 
 /// Estimates patched − base of every node: Σ (other − base) · gradient over the node's values.
@@ -52,18 +64,6 @@ Attributed attribute_with_runs(Forward& forward, std::span<const Pair> pairs, co
 /// The scores alone.
 std::vector<double> attribute(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
                               std::span<const Node> nodes, const AttributionOptions& options = {});
-
-/// How much of the metric the relevance accounts for: Σ x · ρ over all positions, where x is the
-/// value and ρ the gradient under the rules, in the run where the gradient is taken. Rules that
-/// conserve relevance keep the sum equal at all layers, up to what biases and the attention
-/// pattern take.
-struct Conservation {
-  std::vector<double> metric;     // [pair]
-  std::vector<double> embed;      // [pair], the position embedding included
-  std::vector<double> resid_pre;  // [layer, pair]
-};
-Conservation conservation(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
-                          const AttributionOptions& options = {});
 
 /// How well an estimate agrees with exact patching on the same nodes, each with a 95 % percentile
 /// bootstrap interval over nodes.
