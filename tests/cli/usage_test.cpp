@@ -31,7 +31,7 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
 
 TEST_F(Usage, EveryVerbExplainsItself) {
   for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
-                           "tokenize", "lens", "tune", "latent", "completion"}) {
+                           "tokenize", "lens", "tune", "latent", "ablate", "completion"}) {
     const std::string help = lamina(std::string(verb) + " --help");
     EXPECT_NE(help.find(std::string("Usage: lamina ") + verb), std::string::npos) << help;
   }
@@ -40,7 +40,7 @@ TEST_F(Usage, EveryVerbExplainsItself) {
 TEST_F(Usage, TheDocumentShowsTheHelpAsItIs) {
   const std::string document = read_file(LAMINA_SOURCE_DIR "/docs/command-line.md");
   for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
-                           "tokenize", "lens", "tune", "latent", "completion"}) {
+                           "tokenize", "lens", "tune", "latent", "ablate", "completion"}) {
     std::string help = lamina(std::string(verb) + " --help");
     while (help.ends_with('\n')) help.pop_back();
     EXPECT_NE(document.find("## " + std::string(verb) + "\n\n```\n" + help + "\n```\n"),
