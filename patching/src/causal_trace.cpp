@@ -16,6 +16,15 @@ namespace {
 
 constexpr Site kEmbed{SiteKind::embed, -1};
 
+void check_subject(const Pair& pair) {
+  if (!pair.subject) fail_usage("pair '{}' has no subject; causal tracing needs one", pair.id);
+  const auto [first, end] = *pair.subject;
+  if (first < 0 || end <= first || end > pair.tokens()) {
+    fail_usage("pair '{}': subject tokens {} … {} of a prompt of {}", pair.id, first, end - 1,
+               pair.tokens());
+  }
+}
+
 class Trace {
  public:
   Trace(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
@@ -24,7 +33,6 @@ class Trace {
 
  private:
   void check() const;
-  double deviation();
   std::vector<Site> written(const Node& node) const;
   void run_group(std::size_t first, std::size_t end, TraceResult& result);
   void add_noise(SiteView& view, std::size_t first_pair) const;
@@ -70,12 +78,7 @@ void Trace::check() const {
   std::int64_t longest = 0;
   for (const Pair& pair : pairs_) {
     longest = std::max(longest, pair.tokens());
-    if (!pair.subject) fail_usage("pair '{}' has no subject; causal tracing needs one", pair.id);
-    const auto [first, end] = *pair.subject;
-    if (first < 0 || end <= first || end > pair.tokens()) {
-      fail_usage("pair '{}': subject tokens {} … {} of a prompt of {}", pair.id, first, end - 1,
-                 pair.tokens());
-    }
+    check_subject(pair);
   }
   check_nodes(nodes_, config_, longest);
   for (const Node& node : nodes_) {
@@ -97,34 +100,6 @@ std::vector<Site> Trace::written(const Node& node) const {
   return sites;
 }
 
-// Of all embedding values at the subject tokens of all pairs (n − 1).
-double Trace::deviation() {
-  std::vector<double> values;
-  for (const Pair& pair : pairs_) {
-    Batch batch;
-    batch.add(pair.clean);
-    Hooks hooks;
-    hooks.read(kEmbed, [&](SiteView& view) {
-      const auto row = static_cast<std::size_t>(view.shape.row());
-      for (std::int32_t t = pair.subject->first; t < pair.subject->second; ++t) {
-        for (const float v : view.values.subspan(static_cast<std::size_t>(t) * row, row)) {
-          values.push_back(static_cast<double>(v));
-        }
-      }
-    });
-    // Only the embedding is wanted: one step is the shortest pass there is.
-    const std::vector<Step> step = {{.layer = 0, .attention = false, .mlp = false}};
-    RunOptions options;
-    options.steps = step;
-    forward_.run(batch, hooks, options);
-  }
-  const auto n = static_cast<double>(values.size());
-  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / n;
-  double squares = 0.0;
-  for (const double v : values) squares += (v - mean) * (v - mean);
-  return std::sqrt(squares / (n - 1));
-}
-
 // Prompt i of the batch is sample i % samples of pair first_pair + i / samples.
 void Trace::add_noise(SiteView& view, std::size_t first_pair) const {
   const auto samples = static_cast<std::size_t>(options_.samples);
@@ -144,7 +119,7 @@ void Trace::add_noise(SiteView& view, std::size_t first_pair) const {
 
 TraceResult Trace::run() {
   TraceResult result;
-  sigma_ = result.sigma = deviation();
+  sigma_ = result.sigma = options_.sigma > 0 ? options_.sigma : subject_deviation(forward_, pairs_);
   result.restored.assign(nodes_.size() * pairs_.size(), std::numeric_limits<double>::quiet_NaN());
   std::vector<std::uint64_t> bytes;
   for (const Pair& pair : pairs_) {
@@ -274,6 +249,34 @@ void Trace::run_group(std::size_t first_pair, std::size_t end_pair, TraceResult&
 }
 
 }  // namespace
+
+double subject_deviation(Forward& forward, std::span<const Pair> pairs) {
+  std::vector<double> values;
+  for (const Pair& pair : pairs) {
+    check_subject(pair);
+    Batch batch;
+    batch.add(pair.clean);
+    Hooks hooks;
+    hooks.read(kEmbed, [&](SiteView& view) {
+      const auto row = static_cast<std::size_t>(view.shape.row());
+      for (std::int32_t t = pair.subject->first; t < pair.subject->second; ++t) {
+        for (const float v : view.values.subspan(static_cast<std::size_t>(t) * row, row)) {
+          values.push_back(static_cast<double>(v));
+        }
+      }
+    });
+    // Only the embedding is wanted: one step is the shortest pass there is.
+    const std::vector<Step> step = {{.layer = 0, .attention = false, .mlp = false}};
+    RunOptions options;
+    options.steps = step;
+    forward.run(batch, hooks, options);
+  }
+  const auto n = static_cast<double>(values.size());
+  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / n;
+  double squares = 0.0;
+  for (const double v : values) squares += (v - mean) * (v - mean);
+  return std::sqrt(squares / (n - 1));
+}
 
 LayerWindow layer_window(std::int32_t layer, std::int64_t width, std::int64_t layers) {
   const std::int64_t half = width / 2;
