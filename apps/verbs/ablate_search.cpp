@@ -58,6 +58,10 @@ Outcome outcome(const SearchReport& report) {
   return o;
 }
 
+std::string counted(std::int64_t prompts) {
+  return fmt::format("{} {}", grouped(prompts), prompts == 1 ? "prompt" : "prompts");
+}
+
 std::string search_text(const SearchReport& report, const Ablation& run) {
   const std::int64_t show = run.args().show;
   const ModelConfig& config = run.config();
@@ -93,17 +97,19 @@ std::string search_text(const SearchReport& report, const Ablation& run) {
     asked += prompt.steps_asked;
     ran += prompt.steps_run;
   }
-  out += fmt::format("\n{} paths tried for {} prompts; {:.0f}% of their steps were reused\n",
-                     grouped(paths), grouped(std::ssize(report.found)),
+  out += fmt::format("\n{} paths tried for {}; {:.0f}% of their steps were reused\n",
+                     grouped(paths), counted(std::ssize(report.found)),
                      100.0 - 100.0 * static_cast<double>(ran) /
                                  static_cast<double>(std::max<std::int64_t>(1, asked)));
-  out += fmt::format("whole model right: {} prompts, {} of them also by a shorter path{}\n",
-                     o.right, o.shorter,
+  out += fmt::format("whole model right: {}, {} of them also by a shorter path{}\n",
+                     counted(o.right), o.shorter,
                      o.shorter > 0 ? fmt::format(" (mean {:.1f} of {} layers)", o.shorter_layers,
                                                  layers_text(o.whole_layers))
                                    : "");
-  if (o.wrong > 0)
-    out += fmt::format("whole model wrong: {} prompts, {} mended by a path\n", o.wrong, o.mended);
+  if (o.wrong > 0) {
+    out += fmt::format("whole model wrong: {}, {} of them right by a path\n", counted(o.wrong),
+                       o.mended);
+  }
   out += "\n" +
          styled(Style::bold, "quality against layers: each prompt's best path within a budget") +
          "\n";

@@ -103,8 +103,23 @@ TEST_P(EapGolden, GradientScores) {
       {"eap_ig", {.gradient = EdgeGradient::eap_ig}},
       {"eap_ig_activations", {.gradient = EdgeGradient::eap_ig_activations}},
       {"eap_mean", {.ablation = Ablation::mean}}};
-  for (const auto& [name, options] : ways)
-    expect_close(score_edges(forward, pairs_, *metric_, options), per_edge(values(name)), name);
+  for (const auto& [name, options] : ways) {
+    std::vector<double> ours = score_edges(forward, pairs_, *metric_, options);
+    std::vector<double> theirs = per_edge(values(name));
+    const bool cut_input = options.gradient == EdgeGradient::eap_ig_activations &&
+                           model_.config().positions != Positions::learned;
+    for (std::int64_t id = 0; cut_input && id < graph_.edges(); ++id) {
+      // In their runs with the input replaced, autograd sees no parameter in front of the first
+      // reads if positions are not learned: those gradients are missing from their means.
+      const ReadPoint point = graph_.read_point(graph_.read_of_edge(id));
+      const bool first_read = graph_.sources_of(graph_.read_of_edge(id)) == 1;
+      if (!first_read) continue;
+      EXPECT_EQ(point.layer, 0);
+      EXPECT_NE(ours[static_cast<std::size_t>(id)], 0.0);
+      ours[static_cast<std::size_t>(id)] = theirs[static_cast<std::size_t>(id)] = 0.0;
+    }
+    expect_close(ours, theirs, name);
+  }
 }
 
 TEST_P(EapGolden, ExactScores) {
