@@ -78,7 +78,7 @@ TEST(LayerPath, ErrorsNameTheCharacter) {
             "path '0-11*400': more than 4096 steps with the item at character 1");
   EXPECT_EQ(error_of("2,3m", 12, 0),
             "path '2,3m': 'm' at character 4, but this model's layers have no MLP");
-  EXPECT_EQ(error_of("1,\xff\n"), "path '1,??': expected a layer at character 3, found byte 0xff");
+  EXPECT_EQ(error_of("1,\xff\n"), "path '1,?\?': expected a layer at character 3, found byte 0xff");
   const std::string endless = error_of(std::string(100000, '1'));
   EXPECT_LT(endless.size(), 200u) << endless;
 }

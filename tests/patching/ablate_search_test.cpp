@@ -261,7 +261,9 @@ TEST_F(ModelSearch, BudgetsFallAndQualitiesWithThem) {
     EXPECT_LE(rows[i].used, rows[i].layers);
     if (i == 0) continue;
     EXPECT_LT(rows[i].layers, rows[i - 1].layers);
-    if (rows[i].prompts == rows[i - 1].prompts) EXPECT_LE(rows[i].quality, rows[i - 1].quality);
+    if (rows[i].prompts == rows[i - 1].prompts) {
+      EXPECT_LE(rows[i].quality, rows[i - 1].quality);
+    }
   }
   // The first row is the best of everything.
   double best = 0;

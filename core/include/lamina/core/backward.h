@@ -102,7 +102,8 @@ class Backward {
            const ReadPointFunction& read_points = {});
 
   /// Asks the next runs for the gradient of every weight tensor, one matrix at a time, of which
-  /// only the norm is kept. A tied embedding counts once, both uses added.
+  /// only the norm is kept. A tied embedding counts once, both uses added. To be called before the
+  /// seeds of a run; UsageError in run() otherwise, and for a pass that ran a layer twice.
   void want_parameter_norms(bool wanted);
   /// Of the last run, in canonical order.
   const std::vector<ParameterNorm>& parameter_norms() const;
