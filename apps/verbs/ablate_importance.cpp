@@ -116,7 +116,7 @@ std::string importance_text(const ImportanceReport& r, const Ablation& run) {
       "  without: {} distance of the logits, in {}, when it is left out{}.\n\n",
       run.args().two_sided ? "|z|" : "z", run.args().distance,
       distance_units(parse_distance(run.args().distance)),
-      nll || metric ? "; +: change when the layer is" : "");
+      nll || metric ? ".\n  +: change of it when the whole layer is left out" : "");
   out += styled(Style::bold, fmt::format("rank correlation over {} layers", r.layers)) + "\n" +
          correlation_table(r.of_layers());
   if (r.has_mlp) {

@@ -58,10 +58,14 @@ Outcome outcome(const SearchReport& report) {
   return o;
 }
 
+std::string counted(std::int64_t prompts) {
+  return fmt::format("{} {}", grouped(prompts), prompts == 1 ? "prompt" : "prompts");
+}
+
 std::string search_text(const SearchReport& report, const Ablation& run) {
   const std::int64_t show = run.args().show;
   const ModelConfig& config = run.config();
-  Table table({"prompt", "path", ">layers", ">" + report.quality, "answer", "reward is"});
+  Table table({"prompt", "path", ">layers", ">" + report.quality, "answer", ""});
   std::int64_t shown = 0;
   for (std::size_t p = 0; p < report.found.size() && shown < show; ++p, ++shown) {
     const PromptPaths& prompt = report.found[p];
@@ -74,8 +78,10 @@ std::string search_text(const SearchReport& report, const Ablation& run) {
     };
     const auto best = static_cast<std::int64_t>(prompt.tree.best);
     const std::int64_t shortest = prompt.shortest_right();
-    row(clip(escape_controls(run.prompts().ids[p]), 24), 0, best == 0 ? "best" : "");
-    if (best != 0) row("", best, "best");
+    row(clip(escape_controls(run.prompts().ids[p]), 24), 0, best == 0 ? "best reward" : "");
+    if (best != 0) {
+      row("", best, shortest == best ? "best reward, shortest right" : "best reward");
+    }
     if (shortest > 0 && shortest != best) row("", shortest, "shortest right");
   }
   std::string out;
@@ -91,33 +97,38 @@ std::string search_text(const SearchReport& report, const Ablation& run) {
     asked += prompt.steps_asked;
     ran += prompt.steps_run;
   }
-  out += fmt::format("\n{} paths tried for {} prompts; {:.0f}% of their steps were reused\n",
-                     grouped(paths), grouped(std::ssize(report.found)),
+  out += fmt::format("\n{} paths tried for {}; {:.0f}% of their steps were reused\n",
+                     grouped(paths), counted(std::ssize(report.found)),
                      100.0 - 100.0 * static_cast<double>(ran) /
                                  static_cast<double>(std::max<std::int64_t>(1, asked)));
-  out += fmt::format("whole model right: {} prompts, {} of them also by a shorter path{}\n",
-                     o.right, o.shorter,
+  out += fmt::format("whole model right: {}, {} of them also by a shorter path{}\n",
+                     counted(o.right), o.shorter,
                      o.shorter > 0 ? fmt::format(" (mean {:.1f} of {} layers)", o.shorter_layers,
                                                  layers_text(o.whole_layers))
                                    : "");
-  if (o.wrong > 0)
-    out += fmt::format("whole model wrong: {} prompts, {} mended by a path\n", o.wrong, o.mended);
+  if (o.wrong > 0) {
+    out += fmt::format("whole model wrong: {}, {} of them right by a path\n", counted(o.wrong),
+                       o.mended);
+  }
   out += "\n" +
          styled(Style::bold, "quality against layers: each prompt's best path within a budget") +
          "\n";
-  Table budget({">layers at most", ">used", ">" + report.quality, ">right", ">prompts"});
+  Table budget(
+      {">layers at most", ">used", ">" + report.quality, ">right", ">any right", ">prompts"});
   // The whole range in a dozen rows; the file has all of them.
   const std::size_t step = std::max<std::size_t>(1, (report.budgets.size() + 11) / 12);
   for (std::size_t i = 0; i < report.budgets.size(); ++i) {
     const BudgetRow& row = report.budgets[i];
     if (i % step != 0 && row.layers != o.whole_layers && i + 1 != report.budgets.size()) continue;
     budget.row({layers_text(row.layers), fmt::format("{:.1f}", row.used),
-                fmt::format("{:.3f}", row.quality), share_text(row.right), grouped(row.prompts)});
+                fmt::format("{:.3f}", row.quality), share_text(row.right),
+                share_text(row.any_right), grouped(row.prompts)});
   }
   out += budget.text(2);
   out +=
-      "  each path was chosen with its prompt's answer known: a bound, not a rule for new "
-      "prompts\n";
+      "  right: the most likely next token is an answer; any right: after some path within the "
+      "budget.\n  Paths are chosen with the prompt's answer known: a bound, not a rule for new "
+      "prompts.\n";
   return out;
 }
 
@@ -155,6 +166,7 @@ std::string search_json(const SearchReport& report, const Ablation& run) {
                                {"used", row.used},
                                {"quality", row.quality},
                                {"right", row.right},
+                               {"any_right", row.any_right},
                                {"prompts", row.prompts}});
   }
   return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
@@ -211,13 +223,14 @@ void write_search(const SearchReport& report, const Ablation& run) {
                 "");
   file->dataset("shortest_right", by_prompt, shortest,
                 "index along tried of the right path with the fewest layers; -1: none", "");
-  std::vector<double> budget, used, budget_quality, budget_right;
+  std::vector<double> budget, used, budget_quality, budget_right, budget_any;
   std::vector<std::int32_t> counted;
   for (const BudgetRow& row : report.budgets) {
     budget.push_back(row.layers);
     used.push_back(row.used);
     budget_quality.push_back(row.quality);
     budget_right.push_back(row.right);
+    budget_any.push_back(row.any_right);
     counted.push_back(static_cast<std::int32_t>(row.prompts));
   }
   file->axis("budget", budget);
@@ -226,6 +239,8 @@ void write_search(const SearchReport& report, const Ablation& run) {
   file->dataset("budget_quality", by_budget, budget_quality, "its quality, mean over prompts", "");
   file->dataset("budget_right", by_budget, budget_right, "share of prompts for which it is right",
                 "1");
+  file->dataset("budget_any_right", by_budget, budget_any,
+                "share of prompts for which some path within the budget is right", "1");
   file->dataset("budget_prompts", by_budget, counted, "prompts with a path within the budget", "");
   file->close();
 }

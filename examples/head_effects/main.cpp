@@ -59,9 +59,10 @@ Effects head_effects(const lamina::Model& model, const lamina::Batch& batch) {
   lamina::Hooks gradients;
   for (std::int32_t l = 0; l < layers; ++l) {
     gradients.read({lamina::SiteKind::z, l}, [&](lamina::SiteView& view) {
+      const std::int32_t layer = view.site.layer;  // l is gone when the hook is called
       for (std::size_t i = 0; i < view.values.size(); ++i) {
         const std::int64_t head = static_cast<std::int64_t>(i) / width % heads;
-        effects.estimate[l * heads + head] -= view.values[i] * z[l][i];
+        effects.estimate[layer * heads + head] -= view.values[i] * z[layer][i];
       }
     });
   }

@@ -75,7 +75,7 @@ struct PathJudge::Impl {
   };
   std::vector<Part> parts;
   std::vector<std::int64_t> offsets = {0};  // [prompt + 1], in judged rows
-  std::vector<std::int32_t> next;           // [row] the token that follows; −1: nobody knows
+  std::vector<std::int32_t> next;           // [row] the token that follows; −1: none known
   std::vector<float> whole;                 // [row, d_model] leaving the whole model's last layer
   std::vector<float> whole_logits;          // [row, d_vocab], if they fit; otherwise made again
   std::int64_t block_rows = 1;              // rows whose logits are in memory at a time
@@ -110,7 +110,8 @@ struct PathJudge::Impl {
       part.batch.add(ids);
       for (std::int64_t t = options.last_only ? length - 1 : 0; t < length; ++t) {
         part.tokens.push_back(first + t);
-        next.push_back(t + 1 < length ? ids[size(t + 1)] : -1);
+        // Where tokens see what follows them, predicting it says nothing.
+        next.push_back(config.causal && t + 1 < length ? ids[size(t + 1)] : -1);
       }
       offsets.push_back(offsets.back() + (options.last_only ? 1 : length));
     }

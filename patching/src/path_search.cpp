@@ -183,6 +183,10 @@ std::vector<BudgetRow> budget_table(std::span<const PromptPaths> found) {
       row.used += tried.value.layers;
       row.quality += tried.value.quality;
       row.right += prompt.right[size(best)];
+      const std::int64_t shortest = prompt.shortest_right();
+      if (shortest >= 0 && prompt.tree.tried[size(shortest)].value.layers <= budget) {
+        row.any_right += 1;
+      }
       ++row.prompts;
     }
     if (row.prompts == 0) continue;
@@ -190,6 +194,7 @@ std::vector<BudgetRow> budget_table(std::span<const PromptPaths> found) {
     row.used /= n;
     row.quality /= n;
     row.right /= n;
+    row.any_right /= n;
     rows.push_back(row);
   }
   return rows;

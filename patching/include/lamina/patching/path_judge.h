@@ -51,7 +51,9 @@ struct PathQuality {
 };
 
 /// Judges layer paths by what they make of some prompts. Memory is bounded: prompts run in batches,
-/// logits exist for a few rows at a time. Results depend on neither, nor on the threads.
+/// logits exist for a few rows at a time. (Beside that the judge keeps d_model floats per judged
+/// token, and judge_all() 32 bytes per judged token and candidate.) Results depend on neither, nor
+/// on the threads.
 class PathJudge {
  public:
   /// Runs the whole model over the prompts. `prompts` and `forward` must outlive the judge.

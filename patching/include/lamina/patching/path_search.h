@@ -49,7 +49,8 @@ struct BudgetRow {
   double layers = 0;         // at most
   double used = 0;           // mean
   double quality = 0;        // mean
-  double right = 0;          // share of prompts
+  double right = 0;          // share of prompts for which that path is right
+  double any_right = 0;      // share for which some path within the budget is
   std::int64_t prompts = 0;  // that have a path within the budget; the means are over these
 };
 /// One row per budget at which anything changes, falling from the largest.
