@@ -58,7 +58,7 @@ void add_pair_options(CLI::App& verb, PairInputs& inputs) {
       ->check(CLI::IsMember({"model", "always", "never"}))
       ->option_text("WHEN");
   verb.add_option("--metric", inputs.metric,
-                  "logit_diff (default), prob_diff, logprob, nll, kl (to the clean run)")
+                  "logit_diff (default), prob_diff, prob, logprob, nll, kl (to the clean run)")
       ->option_text("METRIC");
 }
 

@@ -48,7 +48,8 @@ TaskLists load_lists(const Args& args) {
 std::string reasons(const PairMaker& maker) {
   std::string out;
   for (const auto& [why, dropped] : maker.dropped()) {
-    out += fmt::format("{}{} drafts: {}", out.empty() ? "" : "; ", dropped.drafts, why);
+    out += fmt::format("{}{} {}: {}", out.empty() ? "" : "; ", dropped.drafts,
+                       dropped.drafts == 1 ? "draft" : "drafts", why);
     if (dropped.words.empty()) continue;
     std::vector<std::string> shown(dropped.words.begin(), dropped.words.end());
     const std::size_t rest = shown.size() - std::min(shown.size(), kShownWords);
@@ -78,6 +79,8 @@ class Collector {
     const std::size_t most = forward_ ? 20 * wanted + 200 : wanted;
     std::vector<MadePair> kept;
     std::vector<double> clean, corrupted;
+    std::optional<ProgressLine> progress;
+    if (forward_) progress.emplace("solving", "pairs", args_.count);
     while (kept.size() < wanted && tried_ < most) {
       std::vector<MadePair> made;
       const std::size_t ask = std::min(forward_ ? kChunk : wanted, most - tried_);
@@ -103,7 +106,9 @@ class Collector {
         clean.push_back(on_clean[i]);
         corrupted.push_back(on_corrupted[i]);
       }
+      progress->update(static_cast<std::int64_t>(kept.size()));
     }
+    progress.reset();
     if (forward_ && tried_ > 0) {
       info(
           "solved {} of {} pairs ({:.1f} %); mean logit_diff of these: clean {:.2f}, corrupted "
@@ -191,7 +196,7 @@ void register_pairs(CLI::App& app, Globals& globals) {
       ->option_text("N");
   verb->add_flag("--solved", args->solved,
                  "only pairs whose clean prompt the model answers correctly");
-  add_output_options(*verb, args->output, "pairs");
+  add_output_options(*verb, args->output, "write to FILE instead of standard output");
   verb->add_option("--corruption", args->corruption,
                    "ioi: flip (default) the acting name, order of the names, or abc: other names")
       ->check(CLI::IsMember({"flip", "order", "abc"}))

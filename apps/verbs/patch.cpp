@@ -11,6 +11,7 @@
 #include "ui/text.h"
 #include "verbs/info.h"
 #include "verbs/patch_attribution.h"
+#include "verbs/patch_modes.h"
 #include "verbs/patch_report.h"
 #include "verbs/patch_sweep.h"
 #include "verbs/verbs.h"
@@ -25,6 +26,8 @@ struct Args {
   OutputOptions output;
   std::string method = "exact";
   AttributionArgs attribution;
+  ModeArgs mode;
+  bool metric_typed = false;
   std::string direction;
   std::string replace = "other";
   double noise_sigma = 0.0;
@@ -64,20 +67,50 @@ std::string does_what(Replacement how, Direction direction) {
 }
 
 std::string score_sentence(const PatchReport& r) {
+  if (r.other_name.empty()) {
+    return fmt::format(
+        "score = (patched − {0}) / {0}, means over the pairs: the relative change; effect = "
+        "patched "
+        "− {0}",
+        r.base_name);
+  }
   return fmt::format(
       "score = (patched − {0}) / ({1} − {0}), means over the pairs: 0 as the {0} run, 1 as the {1} "
       "one; effect = patched − {0}",
       r.base_name, r.other_name);
 }
 
+// A trace and a knock-out ask for the answer's probability unless something was typed.
+std::string metric_of(const Args& args) {
+  const bool probability = args.mode.trace || !args.mode.knockout.empty();
+  return probability && !args.metric_typed ? "prob" : args.pairs.metric;
+}
+
+void check_mode(const Args& args) {
+  if (!args.mode.any()) return;
+  if (args.method != "exact") {
+    fail_usage("--method {}: --trace, --knockout and --receivers are exact", args.method);
+  }
+  if (args.replace != "other") {
+    fail_usage("--replace {}: not with --trace, --knockout and --receivers", args.replace);
+  }
+  if (!args.mode.knockout.empty() && (!args.nodes.sites.empty() || !args.nodes.by.empty())) {
+    fail_usage("--knockout goes layer by layer; --site and --by are not for it");
+  }
+}
+
 PatchReport sweep(const Args& args, Forward& forward, std::span<const Pair> pairs,
                   const Globals& globals, AttributionReport& attribution,
                   std::vector<Node>& nodes) {
   const Model& model = forward.model();
-  const MetricKind metric = parse_metric(args.pairs.metric);
+  const std::optional<PatchMode> mode = patch_mode(args.mode, args.direction, forward, pairs);
+  const MetricKind metric = parse_metric(metric_of(args));
   const Align align = args.align == "start" ? Align::start : Align::end;
   NodeChoice choice = args.nodes;
-  if (choice.sites.empty()) choice.sites = {"resid_pre"};
+  if (choice.sites.empty())
+    choice.sites = mode ? mode->sites : std::vector<std::string>{"resid_pre"};
+  if (choice.by.empty() && mode) choice.by = mode->by;
+  if (mode) choice.by_position = mode->by_position;
   ChosenNodes chosen = chosen_nodes(choice, model.config(), pairs, model.tokenizer(), align);
 
   PatchOptions options;
@@ -86,6 +119,7 @@ PatchReport sweep(const Args& args, Forward& forward, std::span<const Pair> pair
   options.direction = args.direction.empty() ? (ablation ? Direction::noise : Direction::denoise)
                       : args.direction == "noise" ? Direction::noise
                                                   : Direction::denoise;
+  if (mode) options.direction = mode->direction;
   options.mean_per_position = args.mean_per_position;
   options.noise_sigma = args.noise_sigma;
   options.seed = globals.seed;
@@ -104,7 +138,9 @@ PatchReport sweep(const Args& args, Forward& forward, std::span<const Pair> pair
   }
   const std::optional<PatchMethod> estimate =
       attribution_method(args.method, args.attribution, options.direction, attribution);
-  const PatchMethod& method = estimate ? *estimate : patch_method(args.method);
+  const PatchMethod& method = mode       ? mode->method
+                              : estimate ? *estimate
+                                         : patch_method(args.method);
   ProgressLine progress("patching", "patches",
                         static_cast<std::int64_t>(chosen.nodes.size() * pairs.size()));
   options.progress = [&](std::int64_t done, std::int64_t) { progress.update(done); };
@@ -116,17 +152,20 @@ PatchReport sweep(const Args& args, Forward& forward, std::span<const Pair> pair
   PatchReport report;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const bool denoise = options.direction == Direction::denoise;
-  report.title = does_what(options.replacement, options.direction);
-  report.base_name = denoise ? "corrupted" : "clean";
-  report.other_name = denoise ? "clean" : "corrupted";
+  report.title = mode ? mode->title : does_what(options.replacement, options.direction);
+  report.base_name = mode ? mode->base_name : denoise ? "corrupted" : "clean";
+  report.other_name = mode ? mode->other_name : denoise ? "clean" : "corrupted";
   report.base = denoise ? result.corrupted : result.clean;
-  report.other = denoise ? result.clean : result.corrupted;
+  if (!report.other_name.empty()) report.other = denoise ? result.clean : result.corrupted;
   report.score = score_sentence(report);
   report.grids = std::move(chosen.grids);
   report.patched = result.patched;
   report.runs = result.runs;
   report.skipped = result.skipped;
   report.settings.emplace_back("method", fmt::format("{} ({})", method.name, method.does));
+  if (mode) {
+    report.settings.insert(report.settings.end(), mode->settings.begin(), mode->settings.end());
+  }
   check_estimates(args.attribution, forward, pairs, metric, chosen.nodes, options, align, result,
                   globals.seed, attribution);
   report.settings.insert(report.settings.end(), attribution.settings.begin(),
@@ -151,6 +190,7 @@ int run_patch(const Args& args, const Globals& globals) {
   if (!args.output.path.empty()) check_writable(args.output.path, args.output.force);
   check_attribution_options(args.method, args.attribution);
   if (!is_attribution(args.method)) patch_method(args.method);
+  check_mode(args);
   parse_metric(args.pairs.metric);
   const Model model = load_model(args.model);
   Forward forward(model);
@@ -164,7 +204,7 @@ int run_patch(const Args& args, const Globals& globals) {
     pairs += fmt::format(", {} of {} solved", loaded.in_file - loaded.unsolved, loaded.in_file);
   }
   report.settings.insert(report.settings.begin(),
-                         {{"model", model.id()}, {"pairs", pairs}, {"metric", args.pairs.metric}});
+                         {{"model", model.id()}, {"pairs", pairs}, {"metric", metric_of(args)}});
   for (const Pair& pair : loaded.pairs) report.pair_ids.push_back(pair.id);
   report.summarise();
 
@@ -243,13 +283,15 @@ void register_patch(CLI::App& app, Globals& globals) {
   verb->add_option("--mean-over", args->mean_over,
                    "--replace mean: over these prompts (default: the prompts that are not run)")
       ->option_text("FILE");
+  add_mode_options(*verb, args->mode);
   verb->add_option("--memory", args->memory, "bytes beside the weights, such as 500M (default 1G)")
       ->option_text("BYTES");
   verb->add_option("--show", args->show, "largest effects to print (default 10)")
       ->check(CLI::NonNegativeNumber)
       ->option_text("N");
   verb->add_flag("--json", args->json, "print JSON");
-  verb->callback([args, &globals] {
+  verb->callback([args, verb, &globals] {
+    args->metric_typed = verb->get_option("--metric")->count() > 0;
     globals.action = [args, &globals] { return run_patch(*args, globals); };
   });
 }

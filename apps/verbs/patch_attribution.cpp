@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "lamina/core/error.h"
@@ -270,8 +271,13 @@ std::optional<PatchMethod> attribution_method(std::string_view name, const Attri
                 : name == "ig" ? "estimate: integrated gradients"
                                : "estimate: attribution patching";
   method.exact = false;
-  method.run = [options, &report](const PatchJob& job) {
-    return run_attribution(job, options, report);
+  // Pairs of different lengths come in several jobs: one backward pass serves them all.
+  auto backward = std::make_shared<std::optional<Backward>>();
+  method.run = [options, backward, &report](const PatchJob& job) {
+    if (!*backward) backward->emplace(job.forward.model());
+    AttributionOptions here = options;
+    here.backward = &**backward;
+    return run_attribution(job, here, report);
   };
   return method;
 }

@@ -34,10 +34,9 @@ std::int64_t head_count(const SiteShape& shape, const ModelConfig& config) {
   return shape.attention ? config.n_heads : shape.heads;
 }
 
-// What a site is split by if nothing was said: by head where it has heads, else by position.
-Split default_split(Site site, const ModelConfig& config) {
+Split default_split(Site site, bool by_position, const ModelConfig& config) {
   const bool heads = head_count(site_shape(site, config), config) > 0;
-  return {.position = !heads, .head = heads, .neuron = false};
+  return {.position = !heads && by_position, .head = heads, .neuron = false};
 }
 
 Split parse_split(const std::vector<std::string>& by) {
@@ -114,7 +113,7 @@ ChosenNodes chosen_nodes(const NodeChoice& choice, const ModelConfig& config,
   ChosenNodes chosen;
   for (const std::vector<Site>& sites : chosen_sites(choice, config)) {
     const Split split =
-        choice.by.empty() ? default_split(sites[0], config) : parse_split(choice.by);
+        choice.by.empty() ? default_split(sites[0], choice.by_position, config) : parse_split(choice.by);
     if (split.neuron && choice.layers.empty() && sites.size() > 1) {
       fail_usage("--by neuron needs --layers: {} has {} neurons in each of {} layers",
                  site_label(sites[0].kind), config.d_mlp, sites.size());

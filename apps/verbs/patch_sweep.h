@@ -10,11 +10,12 @@
 // From what was typed to nodes and their scores, whatever the method.
 namespace lamina::cli {
 
-/// --site, --layers and --by.
+/// --site, --layers and --by. Without --by, sites with heads are split by head, others by position.
 struct NodeChoice {
   std::vector<std::string> sites;
   std::string layers;
   std::vector<std::string> by;
+  bool by_position = true;  // false: without --by, sites without heads stay whole
 };
 
 /// How positions of prompts of different lengths are named: 0, 1 … or −1, −2 …
@@ -36,7 +37,7 @@ ChosenNodes chosen_nodes(const NodeChoice& choice, const ModelConfig& config,
                          std::span<const Pair> pairs, const Tokenizer* tokenizer, Align align);
 
 /// Runs the method. With Align::end, position j means j − (positions − the pair's tokens): pairs of
-/// different lengths are scored length by length. The metric is made by `metric_of` for each part.
+/// different lengths are scored length by length.
 PatchResult run_method(const PatchMethod& method, Forward& forward, std::span<const Pair> pairs,
                        MetricKind metric, std::span<const Node> nodes, const PatchOptions& options,
                        Align align);

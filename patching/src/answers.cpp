@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "lamina/core/error.h"
 #include "lamina/patching/pairs.h"
 #include "words.h"
 
@@ -31,7 +32,12 @@ std::optional<std::int32_t> as_written(const Tokenizer& tokenizer, std::string_v
   if (const auto id = tokenizer.find_piece(answer)) return id;
   // A tokenizer that normalises or splits at blanks spells the word otherwise; a word it does not
   // know becomes a special token.
-  const std::vector<std::int32_t> ids = tokenizer.encode(answer, Bos::never, false);
+  std::vector<std::int32_t> ids;
+  try {
+    ids = tokenizer.encode(answer, Bos::never, false);
+  } catch (const Error&) {
+    return std::nullopt;  // a character without a token
+  }
   if (ids.size() != 1 || tokenizer.is_special(ids[0])) return std::nullopt;
   const std::string_view piece = tokenizer.piece(ids[0]);
   // Some put a blank in front of every text.

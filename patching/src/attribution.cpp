@@ -34,7 +34,7 @@ class Attribution {
         scores_(scores),
         sums_(sums),
         out_(out),
-        pass_(forward, metric) {
+        pass_(forward, metric, options.backward) {
     for (const SiteNodes& group : groups) sites_.push_back(group.site);
   }
 

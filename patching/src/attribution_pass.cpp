@@ -77,8 +77,12 @@ void record(Hooks& hooks, std::span<const Site> sites, std::int64_t prompts, Rec
   }
 }
 
-GradientPass::GradientPass(Forward& forward, const Metric& metric)
-    : forward_(forward), metric_(metric), backward_(forward.model()) {}
+GradientPass::GradientPass(Forward& forward, const Metric& metric, Backward* backward)
+    : forward_(forward),
+      metric_(metric),
+      own_(backward == nullptr ? std::optional<Backward>(std::in_place, forward.model())
+                               : std::nullopt),
+      backward_(backward == nullptr ? *own_ : *backward) {}
 
 std::vector<std::int64_t> GradientPass::last_logits(const Batch& batch) {
   std::vector<std::int64_t> last;

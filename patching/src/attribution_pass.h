@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -42,7 +43,8 @@ void record(Hooks& hooks, std::span<const Site> sites, std::int64_t prompts, Rec
 /// Backward passes from a metric.
 class GradientPass {
  public:
-  GradientPass(Forward& forward, const Metric& metric);
+  /// `backward`: used if given, and must be of the same model.
+  GradientPass(Forward& forward, const Metric& metric, Backward* backward);
 
   /// Runs forward and returns the metric, [pair]. `keep` as in RunOptions.
   std::vector<double> metric_of(const Chunk& chunk, const Batch& batch, const Hooks& hooks,
@@ -61,7 +63,8 @@ class GradientPass {
 
   Forward& forward_;
   const Metric& metric_;
-  Backward backward_;
+  std::optional<Backward> own_;
+  Backward& backward_;
   Tape tape_;
   std::vector<float> logits_, gradient_;
 };

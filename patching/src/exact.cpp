@@ -178,31 +178,24 @@ std::vector<Sweep::Group> Sweep::groups() const {
     return 2 * SiteValues::bytes(site, config_, std::span(&length, 1));
   };
   const std::uint64_t budget = options_.memory / 2;
+  std::vector<std::uint64_t> bytes;
+  for (std::size_t p = 0; p < pairs_.size(); ++p) {
+    bytes.push_back(static_cast<std::uint64_t>(tokens(p)) * per_token);
+    for (const Site site : sites) bytes.back() += site_bytes(site, p);
+  }
   std::vector<Group> groups;
-  for (std::size_t i = 0; i < pairs_.size();) {
-    Group group{.first = i, .end = i, .pieces = {}};
-    std::uint64_t bytes = 0;
-    for (; group.end < pairs_.size(); ++group.end) {
-      std::uint64_t need = static_cast<std::uint64_t>(tokens(group.end)) * per_token;
-      for (const Site site : sites) need += site_bytes(site, group.end);
-      if (group.end > i && bytes + need > budget) break;
-      bytes += need;
-    }
-    if (bytes <= budget) {
-      group.pieces = {sites};
-    } else {  // a single pair whose sites do not fit together
-      bytes = budget;
-      for (const Site site : sites) {
-        const std::uint64_t need = site_bytes(site, i);
-        if (bytes + need > budget) {
-          group.pieces.emplace_back();
-          bytes = static_cast<std::uint64_t>(tokens(i)) * per_token;
-        }
-        group.pieces.back().push_back(site);
-        bytes += need;
+  for (const auto& [first, end] : groups_within(bytes, budget)) {
+    Group group{.first = first, .end = end, .pieces = {sites}};
+    if (end == first + 1 && bytes[first] > budget) {  // a pair whose sites do not fit together
+      std::vector<std::uint64_t> each;
+      for (const Site site : sites) each.push_back(site_bytes(site, first));
+      const std::uint64_t fixed = static_cast<std::uint64_t>(tokens(first)) * per_token;
+      group.pieces.clear();
+      for (const auto& [from, to] : groups_within(each, budget > fixed ? budget - fixed : 0)) {
+        group.pieces.emplace_back(sites.begin() + static_cast<std::ptrdiff_t>(from),
+                                  sites.begin() + static_cast<std::ptrdiff_t>(to));
       }
     }
-    i = group.end;
     groups.push_back(std::move(group));
   }
   return groups;
@@ -210,23 +203,12 @@ std::vector<Sweep::Group> Sweep::groups() const {
 
 // Metric of the last rows of the pass just run.
 std::vector<double> Sweep::metric_of(const Batch& batch, std::size_t first_pair) {
-  const auto width = static_cast<std::size_t>(config_.d_vocab);
-  const std::int64_t most = logit_rows(config_, options_.memory / 8);
   std::vector<double> values;
-  std::vector<float> logits;
-  for (std::int64_t i = 0; i < batch.prompts(); i += most) {
-    const std::int64_t n = std::min(most, batch.prompts() - i);
-    std::vector<std::int64_t> rows;
-    for (std::int64_t p = i; p < i + n; ++p) {
-      rows.push_back(batch.offsets[static_cast<std::size_t>(p) + 1] - 1);
-    }
-    logits.resize(rows.size() * width);
-    forward_.run_logits(rows, logits);
-    for (std::size_t r = 0; r < rows.size(); ++r) {
-      const auto pair = static_cast<std::int64_t>(first_pair) + i + static_cast<std::int64_t>(r);
-      values.push_back(metric_.value(pair, std::span(logits).subspan(r * width, width)));
-    }
-  }
+  each_last_row(
+      forward_, batch, options_.memory / 8,
+      [&](std::int64_t prompt, std::span<const float> logits) {
+        values.push_back(metric_.value(static_cast<std::int64_t>(first_pair) + prompt, logits));
+      });
   return values;
 }
 

@@ -100,6 +100,34 @@ EdgeGraph::EdgeGraph(const GraphShape& shape) : shape_(shape) {
   }
 }
 
+EdgeGraph::EdgeGraph(const EdgeGraph& other)
+    : shape_(other.shape_),
+      sources_(other.sources_),
+      first_edge_(other.first_edge_),
+      read_of_edge_(other.read_of_edge_),
+      graph_(other.graph_) {
+  collect_edges();
+}
+
+EdgeGraph& EdgeGraph::operator=(const EdgeGraph& other) {
+  if (this == &other) return *this;
+  shape_ = other.shape_;
+  sources_ = other.sources_;
+  first_edge_ = other.first_edge_;
+  read_of_edge_ = other.read_of_edge_;
+  graph_ = other.graph_;
+  collect_edges();
+  return *this;
+}
+
+void EdgeGraph::collect_edges() {
+  by_id_.resize(boost::num_edges(graph_));
+  const auto [first, last] = boost::edges(graph_);
+  std::for_each(first, last, [this](const auto& edge) {
+    by_id_[static_cast<std::size_t>(graph_[edge].id)] = edge;
+  });
+}
+
 std::int64_t EdgeGraph::head_source(std::int32_t layer, std::int64_t head) const {
   return 1 + layer * (shape_.n_heads + (shape_.mlps ? 1 : 0)) + head;
 }

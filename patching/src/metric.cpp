@@ -12,8 +12,8 @@ namespace lamina {
 namespace {
 
 // In the order of MetricKind.
-constexpr std::array<std::string_view, 5> kNames = {"logit_diff", "prob_diff", "logprob", "nll",
-                                                    "kl"};
+constexpr std::array<std::string_view, 6> kNames = {"logit_diff", "prob_diff", "prob",
+                                                    "logprob",    "nll",       "kl"};
 
 double at(std::span<const float> logits, std::int32_t id) {
   return double{logits[static_cast<std::size_t>(id)]};
@@ -153,6 +153,8 @@ double Metric::value(std::int64_t pair, std::span<const float> logits) const {
       const double norm = finite(pair, log_sum(logits));
       return probability(logits, correct, norm) - probability(logits, wrong, norm);
     }
+    case MetricKind::prob:
+      return finite(pair, probability(logits, correct, log_sum(logits)));
     case MetricKind::logprob:
     case MetricKind::nll: {
       const double value = finite(pair, log_sum(logits, correct) - log_sum(logits));
@@ -194,11 +196,13 @@ double Metric::gradient(std::int64_t pair, std::span<const float> logits,
     for (std::int32_t i = 0; i < d_vocab_; ++i) {
       set(i, p(i) - std::exp(at(r.logits, i) - r.log_sum));
     }
-  } else if (kind_ == MetricKind::prob_diff) {
+  } else if (kind_ == MetricKind::prob_diff || kind_ == MetricKind::prob) {
     // ∂(Σ s_a p_a)/∂x_i = p_i (s_i − Σ s_a p_a); s = 1 for correct answers, −1 for wrong ones.
     for (std::int32_t i = 0; i < d_vocab_; ++i) set(i, -p(i) * result);
     for (std::int32_t id : correct) set(id, p(id) * (1.0 - result));
-    for (std::int32_t id : wrong) set(id, p(id) * (-1.0 - result));
+    if (kind_ == MetricKind::prob_diff) {
+      for (std::int32_t id : wrong) set(id, p(id) * (-1.0 - result));
+    }
   } else {
     // ∂ log Σ_correct p_a/∂x_i = (share of i among the correct answers) − p_i
     const double sign = kind_ == MetricKind::nll ? -1.0 : 1.0;

@@ -139,8 +139,7 @@ Draft draw_capitals(const TaskLists& lists, Draw& draw) {
 Draft draw_translation(const TaskLists& lists, std::int64_t shots, Draw& draw) {
   const Sentence sentence = draw_sentence(lists, draw);
   const List& words = lists.lists.at("word");
-  const std::size_t examples =
-      std::min(static_cast<std::size_t>(std::max<std::int64_t>(shots, 0)), words.size() - 2);
+  const auto examples = static_cast<std::size_t>(shots);
   const auto drawn = draw.distinct(examples + 2, words.size());
   const auto values = [&](std::size_t i) {
     const auto& word = words[drawn[i]];

@@ -176,7 +176,14 @@ PairMaker::PairMaker(TaskLists lists, const Tokenizer& tokenizer, std::int64_t d
                      Draw(options.seed),
                      {},
                      {},
-                     0}) {}
+                     0}) {
+  if (impl_->lists.task != "translation") return;
+  const auto words = static_cast<std::int64_t>(impl_->lists.lists.at("word").size());
+  if (options.shots < 0 || options.shots > words - 2) {
+    fail_usage("{}: {} examples in a prompt need {} words, found {}", impl_->lists.source,
+               options.shots, options.shots + 2, words);
+  }
+}
 PairMaker::~PairMaker() = default;
 
 std::optional<MadePair> PairMaker::next() {

@@ -12,6 +12,13 @@ namespace {
 // should stay in the caches.
 constexpr std::uint64_t kMostRows = 1024;
 
+// Logits rows that fit into `memory` at once.
+std::int64_t logit_rows(const ModelConfig& config, std::uint64_t memory) {
+  const std::uint64_t row =
+      static_cast<std::uint64_t>(config.d_vocab + 2 * config.d_model) * sizeof(float);
+  return static_cast<std::int64_t>(std::clamp<std::uint64_t>(memory / row, 1, 256));
+}
+
 }  // namespace
 
 void WriteList::clear() {
@@ -77,10 +84,38 @@ std::int32_t runs_of_site(SiteKind kind) {
   }
 }
 
-std::int64_t logit_rows(const ModelConfig& config, std::uint64_t memory) {
-  const std::uint64_t row =
-      static_cast<std::uint64_t>(config.d_vocab + 2 * config.d_model) * sizeof(float);
-  return static_cast<std::int64_t>(std::clamp<std::uint64_t>(memory / row, 1, 256));
+void each_last_row(Forward& forward, const Batch& batch, std::uint64_t memory,
+                   const std::function<void(std::int64_t, std::span<const float>)>& use) {
+  const ModelConfig& config = forward.model().config();
+  const auto width = static_cast<std::size_t>(config.d_vocab);
+  const std::int64_t most = logit_rows(config, memory);
+  std::vector<float> logits;
+  for (std::int64_t i = 0; i < batch.prompts(); i += most) {
+    std::vector<std::int64_t> rows;
+    for (std::int64_t p = i; p < std::min(i + most, batch.prompts()); ++p) {
+      rows.push_back(batch.offsets[static_cast<std::size_t>(p) + 1] - 1);
+    }
+    logits.resize(rows.size() * width);
+    forward.run_logits(rows, logits);
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      use(i + static_cast<std::int64_t>(r), std::span(logits).subspan(r * width, width));
+    }
+  }
+}
+
+std::vector<std::pair<std::size_t, std::size_t>> groups_within(std::span<const std::uint64_t> bytes,
+                                                               std::uint64_t budget) {
+  std::vector<std::pair<std::size_t, std::size_t>> groups;
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    if (groups.empty() || sum + bytes[i] > budget) {
+      groups.emplace_back(i, i);
+      sum = 0;
+    }
+    groups.back().second = i + 1;
+    sum += bytes[i];
+  }
+  return groups;
 }
 
 void PatchedRuns::run(std::vector<PatchedRun> runs) {

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "lamina/core/forward.h"
@@ -87,7 +88,13 @@ class PatchedRuns {
   std::vector<float> logits_;
 };
 
-/// Logits rows that fit into `memory` at once: at least 1, at most 256.
-std::int64_t logit_rows(const ModelConfig& config, std::uint64_t memory);
+/// Calls use(prompt, logits [d_vocab]) for the last row of every prompt of the pass just run, as
+/// many at once as `memory` allows.
+void each_last_row(Forward& forward, const Batch& batch, std::uint64_t memory,
+                   const std::function<void(std::int64_t, std::span<const float>)>& use);
+
+/// Consecutive groups [first, end) whose bytes stay within `budget`; one too large stands alone.
+std::vector<std::pair<std::size_t, std::size_t>> groups_within(std::span<const std::uint64_t> bytes,
+                                                               std::uint64_t budget);
 
 }  // namespace lamina

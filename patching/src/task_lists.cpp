@@ -3,6 +3,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "files/file_text.h"
 #include "files/strict_json.h"
@@ -83,6 +84,12 @@ void check(const TaskLists& lists) {
   }
   for (const auto& [name, entries] : lists.lists) {
     if (entries.empty()) fail("{}: list {} is empty", lists.source, quote(name));
+    std::set<std::string> seen;
+    for (const auto& forms : entries) {
+      if (!forms.empty() && !seen.insert(forms.front()).second) {
+        fail("{}: list {}: {} occurs twice", lists.source, quote(name), quote(forms.front()));
+      }
+    }
     if (name == "verb" && lists.task == "sva") {
       for (const auto& forms : entries) {
         if (forms.size() != 2) {
@@ -198,9 +205,10 @@ TaskLists translation_lists(const WordList& words, std::string_view from, std::s
   }
   out.templates = {from_name + ": \"{word}\" - " + to_name + ": \"{translation}\"\n"};
   auto& list = out.lists["word"];
+  std::set<std::string> seen;  // of two words that are spelled alike the first
   for (const WordList::Word& word : words.words) {
     const std::string *a = word.form(from), *b = word.form(to);
-    if (a != nullptr && b != nullptr) list.push_back({*a, *b});
+    if (a != nullptr && b != nullptr && seen.insert(*a).second) list.push_back({*a, *b});
   }
   check(out);
   return out;

@@ -196,6 +196,21 @@ TEST(EdgeGraph, ThresholdIsInclusive) {
   EXPECT_EQ(graph.edges_in_graph(), 0);
 }
 
+TEST(EdgeGraph, ACopyIsItsOwn) {
+  EdgeGraph graph = scored();
+  graph.keep_top(4, true);
+  EdgeGraph copy = graph, assigned(kGpt2);
+  assigned = graph;
+  copy.set_mask(EdgeMask(static_cast<std::size_t>(copy.edges()), 1));
+  assigned.set_scores(std::vector<double>(static_cast<std::size_t>(assigned.edges()), 5.0));
+  EXPECT_EQ(graph.edges_in_graph(), 3);
+  EXPECT_EQ(graph.scores(), scored().scores());
+  EXPECT_EQ(copy.edges_in_graph(), copy.edges());
+  EXPECT_EQ(copy.nodes_in_graph(), copy.sources());
+  EXPECT_EQ(assigned.edges_in_graph(), 3);
+  EXPECT_EQ(assigned.edge(3).score, 5.0);
+}
+
 class GraphFile : public ::testing::Test {
  protected:
   std::filesystem::path write(const std::string& text) {

@@ -142,7 +142,7 @@ class Reference:
         if not self.rules.activation or self.c.act == "relu":
             return act(x)
         moved = x + 1e-6 * (x.sign() + (x == 0))
-        ratio = (act(moved) / moved).detach()
+        ratio = (act(x) / moved).detach()
         return act(x).detach() + ratio * (x - x.detach())
 
     def mlp(self, l, x):

@@ -30,7 +30,7 @@ namespace fs = std::filesystem;
 using testing::size;
 
 // Of the largest magnitude of the site over all prompts.
-constexpr double kTolerance = 1e-4;
+constexpr double kTolerance = 3e-5;
 
 const fs::path kTests = fs::path(LAMINA_SOURCE_DIR) / "tests";
 

@@ -31,6 +31,8 @@ struct AttributionOptions {
   IgPath ig_path = IgPath::node;
   /// Tokens of one batch (at least one pair): bounds the memory.
   std::int64_t batch_tokens = 512;
+  /// Reused between calls if given: it keeps the weights in the order that backward passes need.
+  Backward* backward = nullptr;
   bool conservation = false;  // fill Attributed::conservation; not with integrated gradients
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // pairs
 };

@@ -60,6 +60,9 @@ class EdgeGraph {
  public:
   /// Throws Error for sizes that are not positive or a graph of more than 16 million edges.
   explicit EdgeGraph(const GraphShape& shape);
+  EdgeGraph(const EdgeGraph& other);
+  EdgeGraph& operator=(const EdgeGraph& other);
+  ~EdgeGraph() = default;
 
   const GraphShape& shape() const { return shape_; }
   /// 3·H·(1 + l·(H + 1)) + 1 + l·(H + 1) + H edges for layer l, 1 + L·(H + 1) into the logits; in
@@ -121,6 +124,7 @@ class EdgeGraph {
  private:
   void keep(std::span<const std::int64_t> ids);
   void mark_nodes();
+  void collect_edges();
   std::int64_t node_of_read(std::int64_t read) const;
 
   GraphShape shape_;
@@ -128,7 +132,7 @@ class EdgeGraph {
   std::vector<std::int64_t> first_edge_;    // [read + 1]
   std::vector<std::int32_t> read_of_edge_;  // [edge]
   BoostGraph graph_;
-  std::vector<BoostGraph::edge_descriptor> by_id_;
+  std::vector<BoostGraph::edge_descriptor> by_id_;  // into graph_: a copy has its own
 };
 
 /// EAP-IG's graph file. Reading accepts what its Graph.to_json writes (node scores are read over);

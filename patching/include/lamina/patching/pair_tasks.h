@@ -70,7 +70,7 @@ struct MadePair {
 /// tokenizers that split numbers into digits get greater-than with the decade digit as its answer.
 class PairMaker {
  public:
-  /// `tokenizer` must outlive the maker.
+  /// `tokenizer` must outlive the maker. UsageError if there are not enough words for the shots.
   PairMaker(TaskLists lists, const Tokenizer& tokenizer, std::int64_t d_vocab,
             const PairTaskOptions& options = {});
   ~PairMaker();
