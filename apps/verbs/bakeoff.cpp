@@ -87,7 +87,7 @@ std::string table_text(const std::vector<Baked>& all) {
     bool first = true;
     for (const BakeOffRow& r : baked.rows) {
       table.row({first ? baked.name : "", first ? fmt::format("{}", baked.pairs) : "", r.method,
-                 r.edges ? "edges" : "nodes", number(r.auroc_nodes), number(r.auroc_edges),
+                 r.edges ? "edges" : "nodes", number(r.auroc.nodes), number(r.auroc.edges),
                  number(r.cpr), number(r.cmd), number(r.pearson), number(r.spearman),
                  fmt::format("{:.3f}", r.seconds)});
       first = false;
@@ -129,11 +129,19 @@ void write_rows(const std::vector<Baked>& all, const Args& args, ResultFile& fil
     }
     file.dataset(name, row, std::span<const double>(values), what, units);
   };
-  column("auroc_nodes", &BakeOffRow::auroc_nodes, "AUROC of |score| for the known nodes", "");
-  column("auroc_edges", &BakeOffRow::auroc_edges,
-         "AUROC of |score| for the known edges that differ between the prompts", "");
-  column("auroc_all_edges", &BakeOffRow::auroc_all_edges, "AUROC of |score| for all known edges",
-         "");
+  const auto aurocs = [&](const char* name, double KnownAuroc::*member, const char* what) {
+    std::vector<double> values;
+    for (const Baked& baked : all) {
+      for (const BakeOffRow& r : baked.rows) values.push_back(r.auroc.*member);
+    }
+    file.dataset(name, row, std::span<const double>(values), what, "");
+  };
+  aurocs("auroc_nodes", &KnownAuroc::nodes,
+         "AUROC of |score| for the known nodes that differ between the prompts");
+  aurocs("auroc_all_nodes", &KnownAuroc::all_nodes, "AUROC of |score| for all known nodes");
+  aurocs("auroc_edges", &KnownAuroc::edges,
+         "AUROC of |score| for the known edges that differ between the prompts");
+  aurocs("auroc_all_edges", &KnownAuroc::all_edges, "AUROC of |score| for all known edges");
   column("cpr", &BakeOffRow::cpr, "circuit performance ratio, linear axis", "");
   column("cmd", &BakeOffRow::cmd, "circuit-model distance, linear axis", "");
   column("pearson", &BakeOffRow::pearson, "correlation with the exact scores", "");
@@ -149,9 +157,9 @@ nlohmann::ordered_json rows_json(const std::vector<Baked>& all) {
                       {"pairs", baked.pairs},
                       {"method", r.method},
                       {"scores", r.edges ? "edges" : "nodes"},
-                      {"auroc_nodes", number_or_null(r.auroc_nodes)},
-                      {"auroc_edges", number_or_null(r.auroc_edges)},
-                      {"auroc_all_edges", number_or_null(r.auroc_all_edges)},
+                      {"auroc_nodes", number_or_null(r.auroc.nodes)},
+                      {"auroc_edges", number_or_null(r.auroc.edges)},
+                      {"auroc_all_edges", number_or_null(r.auroc.all_edges)},
                       {"cpr", number_or_null(r.cpr)},
                       {"cmd", number_or_null(r.cmd)},
                       {"pearson", number_or_null(r.pearson)},

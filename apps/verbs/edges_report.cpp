@@ -44,21 +44,9 @@ KnownScores known_scores(const EdgeGraph& graph, const KnownCircuit& known) {
   result.edges = count(known.edges);
   result.counterfactual = count(known.counterfactual);
   result.nodes = count(known.nodes);
-  const std::vector<double> scores = graph.scores(), nodes = node_scores(graph);
-  result.auroc_edges = auroc(scores, known.edges);
-  // An edge of the circuit that carries the same in both prompts is neither right nor wrong.
-  std::vector<double> visible;
-  std::vector<std::uint8_t> differs;
-  for (std::size_t i = 0; i < scores.size(); ++i) {
-    if (known.edges[i] != 0 && known.counterfactual[i] == 0) continue;
-    visible.push_back(scores[i]);
-    differs.push_back(known.counterfactual[i]);
-  }
-  result.auroc_counterfactual = auroc(visible, differs);
-  result.auroc_mib =
+  result.auroc = edge_auroc(graph, known);
+  result.mib =
       result.edges > 0 ? auroc_mib(graph, known.edges) : std::numeric_limits<double>::quiet_NaN();
-  // The input is a part of every circuit.
-  result.auroc_nodes = auroc(std::span(nodes).subspan(1), std::span(known.nodes).subspan(1));
   return result;
 }
 
@@ -115,9 +103,11 @@ std::string edges_text(const EdgeReport& r, std::int64_t show) {
            fmt::format("  {} edges, {} of them differ between the prompts\n", k.edges,
                        k.counterfactual);
     Facts facts_known;
-    facts_known.add("AUROC", fmt::format("{:.4f} edges that differ, {:.4f} all edges, {:.4f} nodes",
-                                         k.auroc_counterfactual, k.auroc_edges, k.auroc_nodes));
-    facts_known.add("AUROC (MIB)", fmt::format("{:.4f} all edges", k.auroc_mib));
+    facts_known.add("AUROC, what differs",
+                    fmt::format("{:.4f} edges, {:.4f} nodes", k.auroc.edges, k.auroc.nodes));
+    facts_known.add("AUROC, all", fmt::format("{:.4f} edges, {:.4f} nodes", k.auroc.all_edges,
+                                              k.auroc.all_nodes));
+    facts_known.add("AUROC, MIB", fmt::format("{:.4f} all edges", k.mib));
     out += facts_known.text(2);
   }
   return out;
@@ -176,10 +166,11 @@ nlohmann::ordered_json edges_json(const EdgeReport& r, std::int64_t show) {
     json["known"] = {{"edges", k.edges},
                      {"counterfactual_edges", k.counterfactual},
                      {"nodes", k.nodes},
-                     {"auroc_edges", k.auroc_edges},
-                     {"auroc_counterfactual_edges", k.auroc_counterfactual},
-                     {"auroc_edges_mib", k.auroc_mib},
-                     {"auroc_nodes", k.auroc_nodes}};
+                     {"auroc_edges", k.auroc.edges},
+                     {"auroc_nodes", k.auroc.nodes},
+                     {"auroc_all_edges", k.auroc.all_edges},
+                     {"auroc_all_nodes", k.auroc.all_nodes},
+                     {"auroc_mib", k.mib}};
   }
   return json;
 }
@@ -227,10 +218,11 @@ void write_edges(const EdgeReport& r, ResultFile& file) {
     file.setting("metric_empty_graph", c.empty);
   }
   if (r.known) {
-    file.setting("auroc_edges", r.known->auroc_edges);
-    file.setting("auroc_counterfactual_edges", r.known->auroc_counterfactual);
-    file.setting("auroc_edges_mib", r.known->auroc_mib);
-    file.setting("auroc_nodes", r.known->auroc_nodes);
+    file.setting("auroc_edges", r.known->auroc.edges);
+    file.setting("auroc_nodes", r.known->auroc.nodes);
+    file.setting("auroc_all_edges", r.known->auroc.all_edges);
+    file.setting("auroc_all_nodes", r.known->auroc.all_nodes);
+    file.setting("auroc_mib", r.known->mib);
   }
   if (!r.faithfulness) return;
   const FaithfulnessResult& f = *r.faithfulness;

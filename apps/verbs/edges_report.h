@@ -16,10 +16,8 @@ namespace lamina::cli {
 /// What a scored graph says about a circuit that is known.
 struct KnownScores {
   std::int64_t edges = 0, counterfactual = 0, nodes = 0;  // known ones
-  double auroc_edges = 0.0;                               // all known edges
-  double auroc_counterfactual = 0.0;  // those that differ between the prompts of a pair
-  double auroc_mib = 0.0;             // all known edges, as MIB's circuit track computes it
-  double auroc_nodes = 0.0;
+  KnownAuroc auroc;
+  double mib = 0.0;  // AUROC of all known edges, as MIB's circuit track computes it
 };
 KnownScores known_scores(const EdgeGraph& graph, const KnownCircuit& known);
 

@@ -64,9 +64,7 @@ class Bake {
     rows_.push_back({.method = method,
                      .edges = edges,
                      .scores = std::move(scores),
-                     .auroc_nodes = kNone,
-                     .auroc_edges = kNone,
-                     .auroc_all_edges = kNone,
+                     .auroc = {kNone, kNone, kNone, kNone},
                      .cpr = kNone,
                      .cmd = kNone,
                      .pearson = kNone,
@@ -119,7 +117,7 @@ class Bake {
 
   void compare_nodes(BakeOffRow& row) {
     correlate(row, rows_.front());
-    if (known_ != nullptr) row.auroc_nodes = auroc(row.scores, std::span(known_->nodes).subspan(1));
+    if (known_ != nullptr) row.auroc = node_auroc(row.scores, graph_, *known_);
   }
 
   void compare_edges(BakeOffRow& row) {
@@ -127,20 +125,7 @@ class Bake {
     for (const BakeOffRow& other : rows_) {
       if (other.edges && other.method == "exact") correlate(row, other);
     }
-    if (known_ != nullptr) {
-      const std::vector<double> nodes = node_scores(graph_);
-      row.auroc_nodes = auroc(std::span(nodes).subspan(1), std::span(known_->nodes).subspan(1));
-      row.auroc_all_edges = auroc(row.scores, known_->edges);
-      // Edges of the circuit that carry the same in both prompts: neither right nor wrong.
-      std::vector<double> visible;
-      std::vector<std::uint8_t> differs;
-      for (std::size_t i = 0; i < row.scores.size(); ++i) {
-        if (known_->edges[i] != 0 && known_->counterfactual[i] == 0) continue;
-        visible.push_back(row.scores[i]);
-        differs.push_back(known_->counterfactual[i]);
-      }
-      row.auroc_edges = auroc(visible, differs);
-    }
+    if (known_ != nullptr) row.auroc = edge_auroc(graph_, *known_);
     const FaithfulnessResult f = measure_faithfulness(runner_, graph_, false, false);
     row.cpr = f.cpr;
     row.cmd = f.cmd;

@@ -8,6 +8,22 @@
 #include "lamina/core/error.h"
 
 namespace lamina {
+namespace {
+
+// Of the things that are no part of the circuit or are marked as differing.
+double auroc_of_differing(std::span<const double> scores, std::span<const std::uint8_t> known,
+                          std::span<const std::uint8_t> differs) {
+  std::vector<double> kept;
+  std::vector<std::uint8_t> right;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    if (known[i] != 0 && differs[i] == 0) continue;
+    kept.push_back(scores[i]);
+    right.push_back(differs[i]);
+  }
+  return auroc(kept, right);
+}
+
+}  // namespace
 
 double faithfulness(double circuit, double empty, double full) {
   if (full == empty) return std::numeric_limits<double>::quiet_NaN();
@@ -84,6 +100,29 @@ std::vector<double> node_scores(const EdgeGraph& graph) {
     best = std::max(best, std::abs(graph.edge(id).score));
   }
   return scores;
+}
+
+KnownAuroc node_auroc(std::span<const double> scores, const EdgeGraph& graph,
+                      const KnownCircuit& known) {
+  std::vector<std::uint8_t> differs(known.nodes.size(), 0);
+  for (std::int64_t id = 0; id < graph.edges(); ++id) {
+    if (known.counterfactual[static_cast<std::size_t>(id)] != 0)
+      differs[static_cast<std::size_t>(graph.source_of_edge(id))] = 1;
+  }
+  const std::span<const std::uint8_t> nodes = std::span(known.nodes).subspan(1);
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  return {.edges = kNone,
+          .all_edges = kNone,
+          .nodes = auroc_of_differing(scores, nodes, std::span(differs).subspan(1)),
+          .all_nodes = auroc(scores, nodes)};
+}
+
+KnownAuroc edge_auroc(const EdgeGraph& graph, const KnownCircuit& known) {
+  const std::vector<double> scores = graph.scores(), nodes = node_scores(graph);
+  KnownAuroc result = node_auroc(std::span(nodes).subspan(1), graph, known);
+  result.edges = auroc_of_differing(scores, known.edges, known.counterfactual);
+  result.all_edges = auroc(scores, known.edges);
+  return result;
 }
 
 }  // namespace lamina

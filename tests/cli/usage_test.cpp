@@ -10,8 +10,8 @@ namespace {
 using Usage = Cli;
 
 constexpr const char* kVerbs[] = {
-    "info", "verify", "diff",   "demo",  "record", "merge", "generate", "tokenize",
-    "lens", "tune",   "latent", "pairs", "patch",  "edges", "ablate",   "completion",
+    "info", "verify", "diff",  "demo",  "record", "merge",  "generate", "tokenize",   "lens",
+    "tune", "latent", "pairs", "patch", "edges",  "ablate", "bakeoff",  "completion",
 };
 
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {

@@ -20,12 +20,10 @@ namespace lamina {
 /// What one method found in one model. Values that a method or a model does not have are NaN.
 struct BakeOffRow {
   std::string method;  // "exact", "atp", "ig", "relp" of nodes; "eap", "eap-ig", "relp" … of edges
-  bool edges = false;            // scores edges; otherwise nodes: all heads (their z) and MLPs
-  std::vector<double> scores;    // [edge] or [node]; what ablating it does to −metric
-  double auroc_nodes = 0.0;      // against the known circuit
-  double auroc_edges = 0.0;      // its edges that differ between the prompts of a pair
-  double auroc_all_edges = 0.0;  // all of them
-  double cpr = 0.0, cmd = 0.0;   // linear axis
+  bool edges = false;           // scores edges; otherwise nodes: all heads (their z) and MLPs
+  std::vector<double> scores;   // [edge] or [node]; what ablating it does to −metric
+  KnownAuroc auroc;             // against the known circuit
+  double cpr = 0.0, cmd = 0.0;  // linear axis
   double pearson = 0.0, spearman = 0.0;  // with the exact scores
   double seconds = 0.0;
 };

@@ -51,6 +51,19 @@ struct KnownCircuit {
   bool marks_counterfactual = false;  // the file says which edges those are
 };
 
+/// How well scores find a known circuit: honest AUROCs, see auroc(). Parts of the circuit that are
+/// the same in both prompts of a pair can be found by no comparison of the two: `edges` and `nodes`
+/// leave them out (a node differs if an edge that leaves it does), `all_edges` and `all_nodes`
+/// count them.
+struct KnownAuroc {
+  double edges = 0.0, all_edges = 0.0, nodes = 0.0, all_nodes = 0.0;
+};
+KnownAuroc edge_auroc(const EdgeGraph& graph, const KnownCircuit& known);
+/// The same for scores of nodes, [source − 1]: every source but the input, which is a part of every
+/// circuit. Edges are NaN.
+KnownAuroc node_auroc(std::span<const double> scores, const EdgeGraph& graph,
+                      const KnownCircuit& known);
+
 /// Reads circuit.json of the planted models, or a graph as EAP-IG writes it. `graph` gives the
 /// names. Errors name the file and the thing.
 KnownCircuit read_known_circuit(const std::filesystem::path& path, const EdgeGraph& graph);
