@@ -131,11 +131,14 @@ TEST_F(Patch, KnocksAttentionOut) {
 }
 
 TEST_F(Patch, PatchesPaths) {
-  // The planted edges into the name mover: the inhibition head's, by way of the keys.
-  const Json result = json(planted("--receivers k:2.0 --limit 8"));
+  // The planted edge into the name mover: the inhibition head's, by way of its query.
+  const Json result = json(planted("--receivers q:2.0 --limit 8"));
   EXPECT_EQ(result["base"]["run"], "clean");
   const Json& heads = result["sites"][0];
   EXPECT_EQ(heads["site"], "z");
+  for (std::size_t i = 0; i < 9; ++i) {
+    EXPECT_NEAR(heads["score"][i].get<double>(), i == 4 ? 1.0 : 0.0, 0.01) << i;
+  }
   EXPECT_EQ(result["sites"][1]["site"], "mlp_out");
   EXPECT_EQ(result["sites"][1]["dims"].size(), 1U);
   const Json direct = json(planted("--receivers logits --limit 8"));
@@ -158,7 +161,6 @@ TEST_F(Patch, MistakesAreOneLine) {
   expect_error(planted("--by heads"), 2, "--by: 'heads'");
   expect_error(planted("--layers 9"), 2, "--layers: '9' of '9', expected layers 0 … 2");
   expect_error(planted("--layers 2-1"), 2, "'2-1'");
-  expect_error(planted("--layers ''"), 2, "--layers");
   expect_error(planted("--site mlp_post --by neuron"), 2, "nearest");
   expect_error(planted("--site post --by neuron"), 2, "--by neuron needs --layers");
   expect_error(planted("--metric accuracy"), 2, "logit_diff, prob_diff, prob, logprob, nll, kl");
