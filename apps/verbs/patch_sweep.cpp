@@ -112,8 +112,8 @@ ChosenNodes chosen_nodes(const NodeChoice& choice, const ModelConfig& config,
   const bool equal = same_length(pairs);
   ChosenNodes chosen;
   for (const std::vector<Site>& sites : chosen_sites(choice, config)) {
-    const Split split =
-        choice.by.empty() ? default_split(sites[0], choice.by_position, config) : parse_split(choice.by);
+    const Split split = choice.by.empty() ? default_split(sites[0], choice.by_position, config)
+                                          : parse_split(choice.by);
     if (split.neuron && choice.layers.empty() && sites.size() > 1) {
       fail_usage("--by neuron needs --layers: {} has {} neurons in each of {} layers",
                  site_label(sites[0].kind), config.d_mlp, sites.size());

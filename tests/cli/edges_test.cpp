@@ -62,7 +62,6 @@ TEST_P(Edges, FilesAndFaithfulness) {
   EXPECT_EQ(again["circuit"]["metric"], json["circuit"]["metric"]);
   EXPECT_EQ(again["largest"], json["largest"]);
   EXPECT_EQ(Json::parse(read_file(folder() / "g.json"))["edges"].size(), 1108U);
-  EXPECT_NE(lamina("info r.h5").find("edges"), std::string::npos);
 }
 
 TEST_P(Edges, BakeOffOfOneModel) {
@@ -71,8 +70,12 @@ TEST_P(Edges, BakeOffOfOneModel) {
   ASSERT_EQ(rows.size(), 8U);
   for (const Json& row : rows) {
     EXPECT_EQ(row["pairs"], 8);
-    if (row["scores"] == "edges") EXPECT_EQ(row["auroc_edges"], 1.0) << row;
-    if (row["method"] == "exact" && row["scores"] == "nodes") EXPECT_EQ(row["auroc_nodes"], 1.0);
+    if (row["scores"] == "edges") {
+      EXPECT_EQ(row["auroc_edges"], 1.0) << row;
+    }
+    if (row["method"] == "exact" && row["scores"] == "nodes") {
+      EXPECT_EQ(row["auroc_nodes"], 1.0);
+    }
   }
 }
 

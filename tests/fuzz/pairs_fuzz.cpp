@@ -6,7 +6,7 @@
 
 #include "lamina/core/error.h"
 #include "lamina/patching/pair_tasks.h"
-#include "words.h"
+#include "pairs/words.h"
 
 namespace {
 

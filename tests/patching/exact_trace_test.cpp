@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "counter_noise.h"
+#include "exact/counter_noise.h"
 #include "lamina/core/error.h"
 #include "lamina/core/threads.h"
 #include "lamina/patching/causal_trace.h"

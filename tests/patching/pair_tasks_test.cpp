@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "lamina/patching/metric.h"
-#include "pair_drafts.h"
+#include "pairs/pair_drafts.h"
 #include "patching/support.h"
 
 namespace lamina {

@@ -2,7 +2,7 @@
 #include <iterator>
 #include <utility>
 
-#include "file_text.h"
+#include "lamina/internal/file_text.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
 

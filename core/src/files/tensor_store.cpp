@@ -9,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#include "file_text.h"
+#include "lamina/internal/file_text.h"
 #include "lamina/core/checked.h"
 #include "lamina/core/error.h"
 
