@@ -23,7 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
-SITES = {"resid_pre": "hook_resid_pre", "attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out", "z": "attn.hook_z"}
+# lamina's sites and the bridge's own names of the same places.
+SITES = {"resid_pre": "hook_in", "attn_out": "attn.hook_out", "mlp_out": "mlp.hook_out", "z": "attn.o.hook_in"}
 TOLERANCE = 1e-3  # of the site's largest score: fp32 through 30 layers, sums in another order
 
 
