@@ -7,12 +7,11 @@ results are compared with each other before any time is reported; the runs alter
 taken. Model loading and, for TransformerLens, the clean run's cache are left out of the times;
 lamina's includes its unpatched runs.
 
-    pip install torch transformers 'transformer-lens<4' h5py gguf
+    pip install torch transformers transformer-lens gguf
     python bench/peers/patching.py --lamina build/lamina --model MODEL.gguf --pairs PAIRS.jsonl
 
 PAIRS.jsonl is a pair file (docs/pairs.md), for example of `lamina pairs ioi --model MODEL.gguf`; the
-first PAIRS pairs of the most frequent length are used. TransformerLens' HookedTransformer of the same
-architecture gets the GGUF file's weights through transformers: nothing folded, nothing centred.
+first PAIRS pairs of the most frequent length are used.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from pathlib import Path
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--lamina", required=True, type=Path, help="the built command line program")
-    p.add_argument("--model", required=True, type=Path, help="GGUF file of a Llama model that transformers can read")
+    p.add_argument("--model", required=True, type=Path, help="GGUF file that transformers can read")
     p.add_argument("--pairs", required=True, type=Path, help="pair file")
     p.add_argument("--count", type=int, default=16, help="pairs (default 16)")
     p.add_argument("--runs", type=int, default=3, help="counted runs of each (default 3)")
@@ -41,28 +40,17 @@ def arguments():
     return p.parse_args()
 
 
-def lamina_tokens(args, texts):
-    lines = subprocess.run([args.lamina, "-q", "tokenize", args.model, "--ids"], check=True, capture_output=True,
-                           text=True, input="".join(t + "\n" for t in texts)).stdout.splitlines()
-    return [[int(i) for i in line.split()] for line in lines]
-
-
-def chosen_pairs(args):
+def chosen_pairs(args, tokenizer):
     """Token ids of both prompts and of both answers, of pairs of one length."""
-    pairs = [json.loads(line) for line in args.pairs.read_text().splitlines() if line.strip()]
-    first = lambda x: x if isinstance(x, (str, int)) else x[0]
-    word = lambda x: x if isinstance(x, int) else " " + x.strip()
-    texts = [p[side] for p in pairs for side in ("clean", "corrupted")]
-    ids = lamina_tokens(args, texts)
-    plain = subprocess.run([args.lamina, "-q", "tokenize", args.model, "--ids", "--bos", "never"], check=True,
-                           capture_output=True, text=True,
-                           input="".join(f"{word(first(p[k]))}\n" for p in pairs for k in ("correct", "wrong"))).stdout
-    answers = [[int(i) for i in line.split()] for line in plain.splitlines()]
     rows = []
-    for i in range(len(pairs)):
-        clean, corrupted, right, wrong = ids[2 * i], ids[2 * i + 1], answers[2 * i], answers[2 * i + 1]
-        if len(clean) == len(corrupted) and len(right) == len(wrong) == 1:
-            rows.append({"clean": clean, "corrupted": corrupted, "correct": right, "wrong": wrong})
+    for line in args.pairs.read_text().splitlines():
+        pair = json.loads(line)
+        ids = {side: tokenizer(pair[side]).input_ids for side in ("clean", "corrupted")}
+        for key in ("correct", "wrong"):
+            answer = pair[key][0] if isinstance(pair[key], list) else pair[key]
+            ids[key] = tokenizer(" " + answer.strip(), add_special_tokens=False).input_ids
+        if len(ids["clean"]) == len(ids["corrupted"]) and len(ids["correct"]) == len(ids["wrong"]) == 1:
+            rows.append(ids)
     length = Counter(len(r["clean"]) for r in rows).most_common(1)[0][0]
     rows = [r for r in rows if len(r["clean"]) == length][:args.count]
     if len(rows) < args.count:
@@ -84,35 +72,29 @@ class Lamina:
 
 
 class Peer:
-    def __init__(self, args, rows):
+    def __init__(self, args):
         import torch
-        from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
-        from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
-        from transformers import AutoModelForCausalLM
+        from transformer_lens import patching
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         torch.set_num_threads(args.threads)
         torch.set_grad_enabled(False)
         self.torch, self.patching = torch, patching
-        hf = AutoModelForCausalLM.from_pretrained(args.model.parent, gguf_file=args.model.name, dtype=torch.float32).eval()
-        c = hf.config
-        rope = getattr(c, "rope_theta", None) or c.rope_parameters["rope_theta"]
-        cfg = HookedTransformerConfig(
-            n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_heads=c.num_attention_heads,
-            d_head=c.hidden_size // c.num_attention_heads, n_key_value_heads=c.num_key_value_heads,
-            d_mlp=c.intermediate_size, d_vocab=c.vocab_size, n_ctx=256, act_fn="silu", gated_mlp=True,
-            normalization_type="RMS", eps=c.rms_norm_eps, final_rms=True, positional_embedding_type="rotary",
-            rotary_dim=c.hidden_size // c.num_attention_heads, rotary_base=rope, rotary_adjacent_pairs=False,
-            original_architecture="LlamaForCausalLM", device="cpu", default_prepend_bos=False)
-        self.model = HookedTransformer(cfg)
-        self.model.load_state_dict(convert_llama_weights(hf, cfg), strict=False)
-        self.model.eval()
-        tensor = lambda key: torch.tensor([r[key] for r in rows])
+        self.tokenizer = AutoTokenizer.from_pretrained(args.model.parent, gguf_file=args.model.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            args.model.parent, gguf_file=args.model.name, dtype=torch.float32, attn_implementation="eager").eval()
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        self.model = TransformerBridge.boot_transformers(
+            args.model.stem, hf_model=model, tokenizer=self.tokenizer, device="cpu", dtype=torch.float32)
+
+    def start(self, rows):
+        tensor = lambda key: self.torch.tensor([r[key] for r in rows])
         self.clean, self.corrupted = tensor("clean"), tensor("corrupted")
         self.correct, self.wrong = tensor("correct")[:, 0], tensor("wrong")[:, 0]
-        same = (hf(self.clean).logits - self.model(self.clean)).abs().max()
-        print(f"HookedTransformer and transformers: logits differ by {same:.1e}")
-        del hf
-        _, self.cache = self.model.run_with_cache(self.clean)
+        names = {f"blocks.{l}.{h}" for l in range(self.model.cfg.n_layers) for h in ("hook_resid_pre", "attn.hook_z")}
+        _, self.cache = self.model.run_with_cache(self.clean, names_filter=lambda n: n in names)
 
     def metric(self, logits):
         rows = self.torch.arange(len(self.correct))
@@ -129,12 +111,14 @@ class Peer:
 def main():
     args = arguments()
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    rows = chosen_pairs(args)
+    peer = Peer(args)
+    rows = chosen_pairs(args, peer.tokenizer)
+    peer.start(rows)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         pairs_file = Path(folder) / "pairs.jsonl"
         pairs_file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        ours, peer = Lamina(args, pairs_file), Peer(args, rows)
+        ours = Lamina(args, pairs_file)
         print(f"{len(rows)} pairs of {len(rows[0]['clean'])} tokens, {args.threads} threads")
         for site in args.sweeps.split(","):
             times = {"lamina": [], "TransformerLens": []}

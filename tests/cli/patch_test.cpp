@@ -1,5 +1,7 @@
 // lamina patch as a user types it.
 
+#include <hdf5.h>
+
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
@@ -67,13 +69,46 @@ TEST_F(Patch, PositionsCountFromTheEndWherePairsDifferInLength) {
   EXPECT_EQ(end["base"], start["base"]);
 }
 
-TEST_F(Patch, WritesALabelledFile) {
-  lamina(planted("--site z,mlp_out --limit 4 -o out.h5"));
+// Every dataset of a results file's group `patch` by name, as doubles.
+std::vector<double> dataset(const std::filesystem::path& path, const std::string& name) {
+  const hid_t file = H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT);
+  const hid_t set = H5Dopen2(file, ("analyses/patch/" + name).c_str(), H5P_DEFAULT);
+  std::vector<double> values;
+  if (set >= 0) {
+    const hid_t space = H5Dget_space(set);
+    values.resize(static_cast<std::size_t>(H5Sget_simple_extent_npoints(space)));
+    EXPECT_GE(H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), 0);
+    H5Sclose(space);
+    H5Dclose(set);
+  }
+  H5Fclose(file);
+  return values;
+}
+
+TEST_F(Patch, TheFileHoldsWhatIsPrinted) {
+  const Json result = json(planted("--site z,mlp_out --limit 4 -o out.h5"));
+  const std::filesystem::path file = folder() / "out.h5";
+  const std::vector<double> corrupted = dataset(file, "corrupted"), clean = dataset(file, "clean");
+  const std::vector<double> patched = dataset(file, "z_patched");  // [pair, layer, head]
+  ASSERT_EQ(corrupted.size(), 4U);
+  ASSERT_EQ(clean.size(), 4U);
+  ASSERT_EQ(patched.size(), 4U * 9U);
+  EXPECT_EQ(dataset(file, "mlp_out_patched").size(), 4U * 3U * 15U);
+  EXPECT_EQ(dataset(file, "layer"), std::vector<double>({0, 1, 2}));
+  double whole = 0.0;
+  for (std::size_t p = 0; p < 4; ++p) whole += (clean[p] - corrupted[p]) / 4;
+  for (std::size_t n = 0; n < 9; ++n) {
+    double effect = 0.0;
+    for (std::size_t p = 0; p < 4; ++p) effect += (patched[p * 9 + n] - corrupted[p]) / 4;
+    EXPECT_NEAR(dataset(file, "z_effect")[n], effect, 1e-12);
+    EXPECT_NEAR(dataset(file, "z_score")[n], effect / whole, 1e-12);
+    EXPECT_EQ(dataset(file, "z_effect")[n], result["sites"][0]["effect"][n].get<double>());
+  }
   const Outcome again = shell("lamina " + planted("--limit 4 -o out.h5"));
   EXPECT_EQ(again.code, 1);
   EXPECT_NE(again.err.find("out.h5"), std::string::npos);
   lamina(planted("--limit 4 -o out.h5 --force"));
-  lamina("-q diff out.h5 out.h5");
+  EXPECT_EQ(dataset(file, "resid_pre_score").size(), 45U);
 }
 
 TEST_F(Patch, AblationsRunTheCleanPrompts) {
