@@ -17,6 +17,7 @@ using nlohmann::json;
 class PatchAttribution : public Cli {
  protected:
   PatchAttribution() {
+    std::filesystem::create_directory(folder() / "tiny");
     testing::write_tiny_model(folder() / "tiny", {.label = "gated"}, 4);
     const auto clean = testing::random_prompts({6, 6, 8, 6}, 61, 1);
     const auto corrupted = testing::random_prompts({6, 6, 8, 6}, 61, 2);
@@ -130,8 +131,10 @@ TEST_F(PatchAttribution, PrintsAndWritesTheCheck) {
                            "Pearson", "resid_pre", "every pair", "mean of Σ x·ρ"}) {
     EXPECT_NE(out.find(part), std::string::npos) << part << "\n" << out;
   }
-  const std::string file = shell("lamina info out.h5").out;
-  EXPECT_TRUE(std::filesystem::exists(folder() / "out.h5"));
+  for (const char* name :
+       {"check_exact", "check_agreement", "check_sizes", "relevance_resid_pre"}) {
+    EXPECT_NE(read_file(folder() / "out.h5").find(name), std::string::npos) << name;
+  }
 }
 
 TEST_F(PatchAttribution, RefusesWhatDoesNotFit) {
