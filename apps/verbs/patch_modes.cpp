@@ -140,11 +140,10 @@ void add_mode_options(CLI::App& verb, ModeArgs& args) {
       ->needs(trace)
       ->check(CLI::Range(1, 1000))
       ->option_text("N");
-  CLI::Option* knockout =
-      verb.add_option("--knockout", args.knockout,
-                      "attention knock-out: positions TO cannot see FROM (subject, first, last, 4, "
-                      "2-5,-1), layer by layer")
-          ->option_text("FROM:TO");
+  verb.add_option("--knockout", args.knockout,
+                  "attention knock-out: positions TO cannot see FROM (subject, first, last, 4, "
+                  "2-5,-1), layer by layer")
+      ->option_text("FROM:TO");
   verb.add_option("--window", args.window,
                   "layers around each: --trace at attn_out and mlp_out (default 10), --knockout "
                   "(default 1)")
@@ -161,8 +160,6 @@ void add_mode_options(CLI::App& verb, ModeArgs& args) {
       ->needs(receivers)
       ->check(CLI::IsMember({"none", "mlps", "all"}))
       ->option_text("WHAT");
-  trace->excludes(knockout)->excludes(receivers);
-  knockout->excludes(receivers);
 }
 
 std::optional<PatchMode> patch_mode(const ModeArgs& args, const std::string& direction,
@@ -171,6 +168,10 @@ std::optional<PatchMode> patch_mode(const ModeArgs& args, const std::string& dir
     fail_usage("--window needs --trace or --knockout");
   }
   if (!args.any()) return std::nullopt;
+  if (args.trace && !args.knockout.empty()) fail_usage("--trace excludes --knockout");
+  if (!args.receivers.empty() && (args.trace || !args.knockout.empty())) {
+    fail_usage("--receivers excludes {}", args.trace ? "--trace" : "--knockout");
+  }
   if (!args.receivers.empty()) return path_mode(args, direction, forward.model().config());
   if (!direction.empty()) {
     fail_usage("--direction: {} has one direction", args.trace ? "--trace" : "--knockout");

@@ -77,13 +77,13 @@ struct Ranked {
   double score, effect;
 };
 
-// The largest scores by magnitude, first node first among equals.
+// The largest effects by magnitude, first node first among equals.
 std::vector<Ranked> ranked(const PatchReport& report, std::int64_t show) {
   std::vector<Ranked> all;
   for (const PatchGrid& grid : report.grids) {
     for (std::size_t i = 0; i < grid.count(); ++i) {
       const std::size_t n = grid.first + i;
-      if (std::isfinite(report.effect[n])) {
+      if (std::isfinite(report.effect[n]) && report.effect[n] != 0.0) {
         all.push_back({&grid, i, report.scores[n], report.effect[n]});
       }
     }
@@ -111,8 +111,8 @@ void PatchReport::summarise() {
     }
     const double nan = std::numeric_limits<double>::quiet_NaN();
     effect.push_back(count == 0 ? nan : moved / static_cast<double>(count));
-    // Runs that do not differ leave nothing to divide by.
-    scores.push_back(count == 0 || whole == 0.0 ? nan : moved / whole);
+    // Runs that do not differ leave nothing to divide by; 0 divided by a negative number is −0.
+    scores.push_back(count == 0 || whole == 0.0 ? nan : moved == 0.0 ? 0.0 : moved / whole);
   }
 }
 
@@ -167,7 +167,9 @@ std::string patch_text(const PatchReport& report, std::int64_t show) {
     out += map_text(report, grid);
   }
   const std::vector<Ranked> top = ranked(report, show);
-  if (!top.empty()) {
+  if (top.empty() && show > 0) {
+    out += "\nno node had any effect\n";
+  } else if (!top.empty()) {
     out += "\n" + styled(Style::bold, fmt::format("the {} largest effects", top.size())) + "\n";
     Table table({"node", ">score", ">effect"});
     for (const Ranked& r : top) {

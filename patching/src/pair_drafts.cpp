@@ -51,12 +51,15 @@ Draft draw_ioi(const TaskLists& lists, IoiCorruption corruption, Draw& draw) {
   switch (corruption) {
     case IoiCorruption::flip:
       draft.corrupted = filled(sentence, {{"A", a}, {"B", b}, {"S", object}});
+      draft.differing = 1;
       break;
     case IoiCorruption::order:
       draft.corrupted = filled(sentence, {{"A", b}, {"B", a}, {"S", subject}});
+      draft.differing = 2;
       break;
     case IoiCorruption::abc:
       draft.corrupted = filled(sentence, {{"A", drawn[2]}, {"B", drawn[3]}, {"S", drawn[4]}});
+      draft.differing = 3;
       break;
   }
   draft.correct = {object};
@@ -77,6 +80,7 @@ Draft draw_greater_than(const TaskLists& lists, const TextStyle& style, Draw& dr
   };
   Draft draft;
   draft.kind = "year";
+  draft.glued = true;
   std::size_t y = 0;
   if (style.two_digits) {
     y = 2 + draw.below(97);  // 02 … 98: above the corrupted 01, and something is later
@@ -149,6 +153,7 @@ Draft draw_translation(const TaskLists& lists, std::int64_t shots, Draw& draw) {
   for (std::size_t i = 2; i < drawn.size(); ++i) before += filled(sentence, values(i));
   Draft draft;
   draft.kind = "word";
+  draft.glued = true;
   draft.clean = before + filled(sentence, values(0), "translation");
   draft.corrupted = before + filled(sentence, values(1), "translation");
   draft.correct = {words[drawn[0]][1]};

@@ -38,6 +38,10 @@ struct Draft {
   /// differ last.
   std::string subject;
   bool late = false;
+  /// The answer goes on without a blank: behind a quote, or a digit behind a digit.
+  bool glued = false;
+  /// Tokens in which the prompts differ if they are aligned; 0: equal lengths say enough.
+  std::size_t differing = 0;
 };
 
 /// How a tokenizer wants its text.

@@ -71,10 +71,11 @@ struct PairMaker::Impl {
                                                    const Draft& draft, const Pair& pair) {
     std::vector<std::int32_t> ids;
     for (const std::string& word : words) {
-      const auto id = find_answer(tokenizer, pair.clean.back(), word);
+      const std::string follows = draft.glued || style.spaced ? word : " " + word;
+      const auto id = find_answer(tokenizer, pair.clean.back(), follows);
       if (!id) return drop("answers that are not one token", word);
       // The answer's token must be what the tokenizer makes of prompt and answer together.
-      const std::string text = draft.clean + (style.spaced ? " " + word : tokenizer.piece(*id));
+      const std::string text = draft.clean + (style.spaced ? " " + word : follows);
       std::vector<std::int32_t> expected = pair.clean;
       expected.push_back(*id);
       if (tokenizer.encode(text, options.prompt.bos, options.prompt.parse_special) != expected) {
@@ -126,6 +127,12 @@ struct PairMaker::Impl {
     if (*clean == *corrupted) return drop("clean and corrupted prompt the same");
     pair.clean = *clean;
     pair.corrupted = *corrupted;
+    // Names of several tokens can shift what stands between them though the lengths are equal.
+    std::size_t differing = 0;
+    for (std::size_t i = 0; i < clean->size(); ++i) differing += (*clean)[i] != (*corrupted)[i];
+    if (draft.differing > 0 && differing != draft.differing) {
+      return drop("names that are not one token each");
+    }
     const auto correct = answers(draft.correct, draft, pair);
     if (!correct) return std::nullopt;
     const auto wrong = answers(draft.wrong, draft, pair);

@@ -10,8 +10,8 @@ namespace {
 using Usage = Cli;
 
 constexpr const char* kVerbs[] = {
-    "info", "verify", "diff",   "demo",  "record", "merge", "generate", "tokenize",
-    "lens", "tune",   "latent", "pairs", "patch",  "edges", "ablate",   "completion",
+    "info", "verify", "diff",  "demo",  "record", "merge",  "generate", "tokenize",   "lens",
+    "tune", "latent", "pairs", "patch", "edges",  "ablate", "bakeoff",  "completion",
 };
 
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
@@ -23,6 +23,23 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   ASSERT_NE(read, std::string::npos);
   ASSERT_NE(intervene, std::string::npos);
   const auto at = [&](const char* verb) { return help.find(std::string("\n  ") + verb + " "); };
+  for (const char* verb : {"info", "verify", "diff", "demo"}) {
+    EXPECT_TRUE(at(verb) > look && at(verb) < record) << verb;
+  }
+  for (const char* verb : {"record", "merge", "generate", "tokenize"}) {
+    EXPECT_TRUE(at(verb) > record && at(verb) < read) << verb;
+  }
+  for (const char* verb : {"lens", "tune", "latent"}) {
+    EXPECT_TRUE(at(verb) > read && at(verb) < intervene) << verb;
+  }
+  for (const char* verb : {"pairs", "patch", "edges", "ablate"})
+    EXPECT_GT(at(verb), intervene) << verb;
+  for (const char* option : {"--threads", "--seed", "--quiet", "--color", "--log-level"}) {
+    EXPECT_NE(help.find(option), std::string::npos) << option;
+  }
+}
+
+TEST_F(Usage, EveryVerbExplainsItself) {
   for (const char* verb : kVerbs) {
     const std::string help = lamina(std::string(verb) + " --help");
     EXPECT_NE(help.find(std::string("Usage: lamina ") + verb), std::string::npos) << help;

@@ -183,41 +183,41 @@ TEST(PairTasks, GreaterThanInTwoDigits) {
   }
 }
 
-// A tokenizer of single bytes: every number is its digits.
-const Tokenizer& characters(const std::string& merge = "") {
-  static std::map<std::string, Tokenizer> made;
-  if (const auto found = made.find(merge); found != made.end()) return found->second;
-  std::string vocab = "\"Ġ\": 0, \"Ċ\": 1";
+// A byte-level tokenizer of single characters and these longer tokens ("Ġ" is the blank).
+Tokenizer characters_and(const std::vector<std::string>& longer) {
+  std::string vocab = "\"Ġ\": 0, \"Ċ\": 1", merges;
   int id = 2;
   for (char c = '!'; c <= '~'; ++c) {
     const std::string name = c == '"' || c == '\\' ? std::string("\\") + c : std::string(1, c);
     vocab += fmt::format(", \"{}\": {}", name, id++);
   }
-  std::string merges;
-  if (!merge.empty()) {
-    vocab += fmt::format(", \"{}\": {}", merge, id);
-    merges = fmt::format("\"{} {}\"", merge.substr(0, 1), merge.substr(1));
+  std::set<std::string> known;
+  for (const std::string& token : longer) {  // letter by letter from the left
+    std::size_t end = token.starts_with("Ġ") ? 2 : 1;
+    for (; end < token.size(); ++end) {
+      const std::string left = token.substr(0, end), right = token.substr(end, 1);
+      if (!known.insert(left + right).second) continue;
+      vocab += fmt::format(", \"{}\": {}", left + right, id++);
+      merges += fmt::format("{}\"{} {}\"", merges.empty() ? "" : ", ", left, right);
+    }
   }
-  return made
-      .emplace(merge,
-               Tokenizer::from_json(
-                   R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-                       "normalizer": null,
-                       "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false,
-                                         "trim_offsets": true, "use_regex": true},
-                       "post_processor": null,
-                       "decoder": {"type": "ByteLevel", "add_prefix_space": true,
-                                   "trim_offsets": true, "use_regex": true},
-                       "model": {"type": "BPE", "dropout": null, "unk_token": null,
-                                 "continuing_subword_prefix": "", "end_of_word_suffix": "",
-                                 "fuse_unk": false, "byte_fallback": false, "vocab": {)" +
-                       vocab + "}, \"merges\": [" + merges + "]}}",
-                   "characters"))
-      .first->second;
+  return Tokenizer::from_json(
+      R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+          "normalizer": null,
+          "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                            "use_regex": true},
+          "post_processor": null,
+          "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+                      "use_regex": true},
+          "model": {"type": "BPE", "dropout": null, "unk_token": null,
+                    "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": false,
+                    "byte_fallback": false, "vocab": {)" +
+          vocab + "}, \"merges\": [" + merges + "]}}",
+      "characters");
 }
 
 TEST(PairTasks, GreaterThanDigitByDigit) {
-  const Tokenizer& t = characters();
+  const Tokenizer t = characters_and({});
   const auto made = make(shipped("greater_than"), 40, {}, t);
   ASSERT_EQ(made.size(), 40u);
   for (const auto& [pair, json] : made) {
@@ -234,7 +234,7 @@ TEST(PairTasks, GreaterThanDigitByDigit) {
 
 // Where century and answer would become one token, a pair says nothing about the model.
 TEST(PairTasks, AnswersThatMergeAreLeftOut) {
-  const Tokenizer& t = characters("83");
+  const Tokenizer t = characters_and({"83"});
   PairMaker maker(shipped("greater_than"), t, t.vocab_size());
   for (int i = 0; i < 30; ++i) {
     const auto made = maker.next();
@@ -247,7 +247,7 @@ TEST(PairTasks, AnswersThatMergeAreLeftOut) {
 }
 
 TEST(PairTasks, AnswersOfSeveralTokensAreLeftOut) {
-  const Tokenizer& t = characters();
+  const Tokenizer t = characters_and({});
   PairMaker maker(shipped("capitals"), t, t.vocab_size());
   EXPECT_FALSE(maker.next());
   const auto several = maker.dropped().at("answers that are not one token");
@@ -255,6 +255,43 @@ TEST(PairTasks, AnswersOfSeveralTokensAreLeftOut) {
   EXPECT_TRUE(several.words.contains("Paris"));
   EXPECT_GT(maker.dropped().at("prompts of unequal lengths").drafts, 10);
   EXPECT_EQ(maker.drafts(), 5000);
+}
+
+// "is" is a token only without a blank in front, which is not what follows a word.
+TEST(PairTasks, AnswersNeedTheirBlank) {
+  const Tokenizer t = characters_and({"is"});
+  const auto lists = [](std::string_view end) {
+    return parse_task_lists(fmt::format(R"({{"task": "capitals", "templates": ["{{country}}{}"],
+                         "lists": {{"country": [["a", "is"], ["b", "c"]]}}}})",
+                                        end),
+                            "own.json");
+  };
+  PairMaker maker(lists(" to"), t, t.vocab_size());
+  EXPECT_FALSE(maker.next());
+  EXPECT_EQ(maker.dropped().at("answers that are not one token").words,
+            (std::set<std::string>{"c", "is"}));
+}
+
+// In a byte-level tokenizer the first name of a sentence has no blank; where it is several tokens,
+// other names of together as many tokens would stand beside each other's places.
+TEST(PairTasks, PromptsOfIoiAreAligned) {
+  const TaskLists lists = parse_task_lists(
+      R"({"task": "ioi", "templates": ["{A} and {B} met, {S} gave it to"],
+          "lists": {"name": ["Mary", "Zo", "Flo", "John", "Ann", "Kim"]}})",
+      "own.json");
+  const Tokenizer t = characters_and({"ĠMary", "ĠZo", "ĠFlo", "ĠJohn", "ĠAnn", "ĠKim", "Mary"});
+  for (const auto corruption : {IoiCorruption::order, IoiCorruption::abc}) {
+    PairMaker maker(lists, t, t.vocab_size(), {.corruption = corruption});
+    const std::size_t expected = corruption == IoiCorruption::order ? 2 : 3;
+    while (const auto made = maker.next()) {
+      std::size_t differing = 0;
+      for (std::size_t i = 0; i < made->pair.clean.size(); ++i) {
+        differing += made->pair.clean[i] != made->pair.corrupted[i];
+      }
+      EXPECT_EQ(differing, expected) << made->json;
+    }
+    EXPECT_GT(maker.dropped().at("names that are not one token each").drafts, 0);
+  }
 }
 
 TEST(PairTasks, UnknownWordsAreLeftOut) {
