@@ -62,6 +62,7 @@ TEST_P(Edges, FilesAndFaithfulness) {
   EXPECT_EQ(again["circuit"]["metric"], json["circuit"]["metric"]);
   EXPECT_EQ(again["largest"], json["largest"]);
   EXPECT_EQ(Json::parse(read_file(folder() / "g.json"))["edges"].size(), 1108U);
+  EXPECT_TRUE(read_file(folder() / "r.h5").starts_with("\x89HDF"));
 }
 
 TEST_P(Edges, BakeOffOfOneModel) {
