@@ -4,9 +4,9 @@
 #include <set>
 #include <utility>
 
-#include "lamina/internal/file_text.h"
 #include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
+#include "lamina/internal/file_text.h"
 #include "lamina/internal/strict_json.h"
 
 namespace lamina {

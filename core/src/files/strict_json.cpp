@@ -4,8 +4,8 @@
 #include <unordered_set>
 #include <vector>
 
-#include "lamina/internal/file_text.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
 
 namespace lamina::files {
 
