@@ -56,6 +56,8 @@ class Peer:
             del model.config.quantization_config
         self.bridge = TransformerBridge.boot_transformers(
             args.model.stem, hf_model=model, tokenizer=self.tokenizer, device="cpu", dtype=torch.float32)
+        for parameter in self.bridge.parameters():  # gradients of activations alone are wanted
+            parameter.requires_grad_(False)
         self.names = {f"blocks.{l}.{hook}" for l in range(self.layers) for hook in SITES.values()}
 
     def ids(self, text):
@@ -76,7 +78,8 @@ class Peer:
         wanted = lambda name: name in self.names
         with t.no_grad():
             self.bridge.run_with_hooks(self.clean, fwd_hooks=[(wanted, keep(clean))], return_type=None)
-        with self.bridge.hooks(fwd_hooks=[(wanted, keep(values))], bwd_hooks=[(wanted, keep(gradients))]):
+        leaf = ("hook_embed", lambda act, hook: act.detach().requires_grad_(True))
+        with self.bridge.hooks(fwd_hooks=[leaf, (wanted, keep(values))], bwd_hooks=[(wanted, keep(gradients))]):
             logits = self.bridge(self.corrupted)[:, -1]
             rows = t.arange(len(logits))
             (logits[rows, self.correct] - logits[rows, self.wrong]).mean().backward()

@@ -56,6 +56,8 @@ def hooked_model(args):
         rotary_adjacent_pairs=False, original_architecture="LlamaForCausalLM", init_weights=False, device="cpu")
     model = HookedTransformer(cfg)
     model.load_state_dict(convert_llama_weights(hf, cfg), strict=False)
+    for parameter in model.parameters():  # gradients of activations alone are wanted
+        parameter.requires_grad_(False)
     for flag in ("use_split_qkv_input", "use_attn_result", "use_hook_mlp_in", "ungroup_grouped_query_attention"):
         setattr(model.cfg, flag, True)
     model.setup()
