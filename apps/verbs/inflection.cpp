@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "inputs.h"
 #include "lamina/core/error.h"
 #include "ui/output.h"
 #include "ui/table.h"
@@ -41,9 +42,9 @@ std::string run_text(const InflectionResults& r, std::size_t m, const Inflection
   const bool lossy = r.loss != InflectionLoss::none, pair = !r.delta_cka.empty() && m == 0;
   std::string out = fmt::format("{}: {} tokens", run.model_id, grouped(run.tokens));
   if (lossy) {
-    out += fmt::format(", {} loss {:.4f} nats, accuracy {:.1f} % of {}",
-                       inflection_loss_name(r.loss), run.loss, 100 * run.accuracy,
-                       grouped(run.predicted));
+    out +=
+        fmt::format(", {} loss {:.4f} nats, accuracy {:.1f} % of {}", inflection_loss_name(r.loss),
+                    run.loss, 100 * run.accuracy, grouped(run.predicted));
   }
   std::vector<std::string> headings = {"layer", ">entropy", ">of most"};
   if (lossy) headings.insert(headings.end(), {">grad/token", ">grad weights"});
@@ -167,8 +168,8 @@ int run_inflection(Args& args, const Globals& globals) {
 
 void register_inflection(CLI::App& app, Globals& globals) {
   auto args = std::make_shared<Args>();
-  CLI::App* verb =
-      app.add_subcommand("inflection", "attention entropy and gradients per layer, and their score");
+  CLI::App* verb = app.add_subcommand("inflection",
+                                      "attention entropy and gradients per layer, and their score");
   verb->group("Read");
   verb->add_option("model", args->model, "model folder, GGUF file, or a shipped model's name")
       ->required()

@@ -160,7 +160,7 @@ void Runner::observe(const Batch& batch, std::span<const Prompt> prompts,
   for (std::int64_t p = 0; p < batch.prompts(); ++p) {
     queries_ += static_cast<double>(batch.length(p));
     // The first token of a causal model sees itself only, a window of one nobody else.
-    open_queries_ += static_cast<double>(config_.causal         ? batch.length(p) - 1
+    open_queries_ += static_cast<double>(config_.causal        ? batch.length(p) - 1
                                          : batch.length(p) > 1 ? batch.length(p)
                                                                : 0);
   }
@@ -249,8 +249,7 @@ InflectionRun Runner::finish() {
     const double open = config_.layers[l].window == 1 ? 0 : open_queries_;
     for (std::size_t h = l * heads; h < (l + 1) * heads; ++h) {
       run_.head_entropy[h] /= queries_;
-      run_.head_entropy_normalized[h] =
-          open > 0 ? run_.head_entropy_normalized[h] / open : kNaN;
+      run_.head_entropy_normalized[h] = open > 0 ? run_.head_entropy_normalized[h] / open : kNaN;
       run_.entropy[l] += run_.head_entropy[h] / static_cast<double>(heads);
       run_.entropy_normalized[l] += run_.head_entropy_normalized[h] / static_cast<double>(heads);
     }
@@ -281,8 +280,8 @@ InflectionRun Runner::finish() {
   run_.low_gradient = min_max(minus_log);
   run_.score.resize(layers);
   for (std::size_t l = 0; l < layers; ++l) {
-    run_.score[l] = options_.weight * run_.low_entropy[l] +
-                    (1.0 - options_.weight) * run_.low_gradient[l];
+    run_.score[l] =
+        options_.weight * run_.low_entropy[l] + (1.0 - options_.weight) * run_.low_gradient[l];
   }
   run_.candidates = local_maxima(run_.score);
   std::tie(run_.band_first, run_.band_last) = peak_band(run_.score, options_.band);
@@ -357,7 +356,8 @@ InflectionResults measure_inflection(std::span<Forward* const> models,
     }
     // One stream a thread: Eigen's own products then run on one, and give the same bits.
 #pragma omp parallel for schedule(dynamic)
-    for (std::size_t s = 0; s < similarity.size(); ++s) similarity[s].add(values[0][s], values[1][s]);
+    for (std::size_t s = 0; s < similarity.size(); ++s)
+      similarity[s].add(values[0][s], values[1][s]);
     done += batch.tokens();
     if (options.progress) options.progress(static_cast<std::int64_t>(next), done);
   }

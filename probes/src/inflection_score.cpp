@@ -84,7 +84,8 @@ std::pair<std::int32_t, std::int32_t> peak_band(std::span<const double> x, doubl
   const double least = share * *peak;
   while (first != x.begin() && *(first - 1) >= least) --first;
   while (last + 1 != x.end() && *(last + 1) >= least) ++last;
-  return {static_cast<std::int32_t>(first - x.begin()), static_cast<std::int32_t>(last - x.begin())};
+  return {static_cast<std::int32_t>(first - x.begin()),
+          static_cast<std::int32_t>(last - x.begin())};
 }
 
 }  // namespace lamina

@@ -86,12 +86,13 @@ void write_inflection(ResultFile& file, const InflectionResults& r,
           "norm of the gradient of a batch's mean loss at the streams of all its tokens, mean over "
           "batches",
           "nats");
-    write("layer_gradient", layer, &InflectionRun::layer_gradient,
-          "norm of the gradient of a batch's mean loss with respect to all parameters of the layer, "
-          "mean over batches",
-          "nats");
-    write("low_entropy", layer, &InflectionRun::low_entropy, "-entropy scaled to 0 to 1 over layers",
-          "1");
+    write(
+        "layer_gradient", layer, &InflectionRun::layer_gradient,
+        "norm of the gradient of a batch's mean loss with respect to all parameters of the layer, "
+        "mean over batches",
+        "nats");
+    write("low_entropy", layer, &InflectionRun::low_entropy,
+          "-entropy scaled to 0 to 1 over layers", "1");
     write("low_gradient", layer, &InflectionRun::low_gradient,
           "-log gradient scaled to 0 to 1 over layers", "1");
     write("ski", layer, &InflectionRun::score,

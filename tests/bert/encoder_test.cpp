@@ -180,8 +180,8 @@ TEST_P(Encoders, ParameterNormsAreAutograds) {
   EXPECT_EQ(seen, wanted);
   if (!classifier) return;
   EXPECT_NEAR(loss / static_cast<double>(rows.size()), golden.floats("label/loss")[0], 1e-5);
-  const std::string last = fmt::format("blocks.{}.hook_normalized_resid_post",
-                                       model.config().n_layers - 1);
+  const std::string last =
+      fmt::format("blocks.{}.hook_normalized_resid_post", model.config().n_layers - 1);
   for (const std::string& site : {std::string("blocks.0.hook_resid_pre"), last}) {
     std::vector<float> want;
     for (std::int64_t p = 0; p < golden.prompts; ++p) {

@@ -1,6 +1,6 @@
 // Every site of every golden model against the reference implementation (see make_goldens.py,
-// make_canonical.py, make_post_norm.py, make_encoders.py, make_gguf.py). All prompts of a folder run as one ragged
-// batch here, each was computed alone there.
+// make_canonical.py, make_post_norm.py, make_encoders.py, make_gguf.py). All prompts of a folder
+// run as one ragged batch here, each was computed alone there.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>

@@ -44,10 +44,15 @@ std::vector<Prompt> golden_prompts() {
   return prompts;
 }
 
+void append(const Json& json, Doubles& out) {
+  if (!json.is_array()) return out.push_back(json.get<double>());
+  for (const Json& part : json) append(part, out);
+}
+
 // fp32 forwards and backwards against double: relative to the largest of the row.
 void expect_near(const Doubles& got, const Json& json, double tolerance, const std::string& what) {
   Doubles want;
-  for (const Json& v : json.flatten()) want.push_back(v.get<double>());
+  append(json, want);
   ASSERT_EQ(got.size(), want.size()) << what;
   double largest = 0;
   for (const double v : want) largest = std::max(largest, std::abs(v));
@@ -216,9 +221,9 @@ TEST(Score, MinMaxMaximaAndBand) {
   EXPECT_EQ(min_max(Doubles{2, 2}), (Doubles{0, 0}));
   using Layers = std::vector<std::int32_t>;
   EXPECT_EQ(local_maxima(Doubles{0, 1, 0, 3, 2}), (Layers{3, 1}));
-  EXPECT_EQ(local_maxima(Doubles{3, 1, 2}), (Layers{0, 2}));       // ends count
-  EXPECT_EQ(local_maxima(Doubles{0, 2, 2, 1}), (Layers{1}));       // a plateau's first
-  EXPECT_EQ(local_maxima(Doubles{0, 2, 2, 3}), (Layers{3}));       // a step is none
+  EXPECT_EQ(local_maxima(Doubles{3, 1, 2}), (Layers{0, 2}));  // ends count
+  EXPECT_EQ(local_maxima(Doubles{0, 2, 2, 1}), (Layers{1}));  // a plateau's first
+  EXPECT_EQ(local_maxima(Doubles{0, 2, 2, 3}), (Layers{3}));  // a step is none
   EXPECT_EQ(local_maxima(Doubles{1, 1, 1}), (Layers{}));
   EXPECT_EQ(local_maxima(Doubles{1}), (Layers{0}));
   EXPECT_EQ(peak_band(Doubles{0.9, 0.1, 0.8, 1.0, 0.85, 0.2}, 0.8), (std::pair{2, 4}));

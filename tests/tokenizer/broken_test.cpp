@@ -57,10 +57,12 @@ INSTANTIATE_TEST_SUITE_P(
                "t.json: key \"a\" appears twice in one object"},
         Broken{"Deep", R"({"normalizer": )" + std::string(50, '[') + std::string(50, ']') + "}",
                "t.json: JSON nested deeper than 32 levels"},
-        Broken{"Unigram", with(R"({"type": "Unigram", "vocab": [["a", -1.0]]})"),
-               "t.json: model type \"Unigram\" is not supported (BPE, WordLevel and WordPiece are)"},
-        Broken{"UnnamedUnigram", with(R"({"vocab": [["a", -1.0]]})"),
-               "t.json: model type \"Unigram\" is not supported (BPE, WordLevel and WordPiece are)"},
+        Broken{
+            "Unigram", with(R"({"type": "Unigram", "vocab": [["a", -1.0]]})"),
+            "t.json: model type \"Unigram\" is not supported (BPE, WordLevel and WordPiece are)"},
+        Broken{
+            "UnnamedUnigram", with(R"({"vocab": [["a", -1.0]]})"),
+            "t.json: model type \"Unigram\" is not supported (BPE, WordLevel and WordPiece are)"},
         Broken{"WordPieceWithoutUnknown", with(R"({"type": "WordPiece", "vocab": {"a": 0}})"),
                "t.json: a WordPiece model needs an unk_token"},
         Broken{"WordPieceUnknownNotThere",

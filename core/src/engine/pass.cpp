@@ -423,8 +423,7 @@ void Forward::Impl::final_sites() {
     head_dense(x.data(), tokens, final_out.data(), tape != nullptr ? &tape->head : nullptr);
   }
   norm(weights.ln_final, SiteKind::ln_final_scale, SiteKind::ln_final_normalized, -1,
-       config.head_dense ? final_out : x, final_out,
-       tape != nullptr ? &tape->final_norm : nullptr);
+       config.head_dense ? final_out : x, final_out, tape != nullptr ? &tape->final_norm : nullptr);
 }
 
 void Forward::Impl::finish_tape() {

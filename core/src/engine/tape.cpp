@@ -19,8 +19,8 @@ const Batch& Tape::batch() const {
 }
 
 std::uint64_t Tape::bytes() const {
-  std::uint64_t count = floats(impl_->embed_norm) + floats(impl_->final_norm) +
-                        impl_->head.size() + impl_->resid.size();
+  std::uint64_t count = floats(impl_->embed_norm) + floats(impl_->final_norm) + impl_->head.size() +
+                        impl_->resid.size();
   for (const Impl::Step& s : impl_->steps) {
     for (const Impl::Norm* norm :
          {&s.ln1, &s.ln1_post, &s.ln2, &s.ln2_post, &s.mlp_ln, &s.q_norm, &s.k_norm}) {

@@ -29,7 +29,7 @@ struct LayerWeights {
 
 /// A model's weights in memory: matrices packed once, everything fp32.
 struct Weights {
-  std::vector<float> embed;      // [V, D]; empty if tied (rows are then taken from `unembed`)
+  std::vector<float> embed;       // [V, D]; empty if tied (rows are then taken from `unembed`)
   std::vector<float> type_embed;  // [n_types, D]
   std::vector<float> pos_embed;   // [n_ctx, D]
   NormWeights embed_norm;

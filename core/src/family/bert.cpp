@@ -127,7 +127,8 @@ ModelConfig read_distilbert(ConfigReader& r) {
   encoder(c, r, "DistilBert", 1e-12);
   if (c.head == Head::classifier) c.head_act = Activation::relu;
   // The table is in the file either way; the flag says how it was first filled.
-  r.ignore({"sinusoidal_pos_embds", "attention_dropout", "seq_classif_dropout", "qa_dropout"});
+  r.ignore({"sinusoidal_pos_embds", "attention_dropout", "seq_classif_dropout", "qa_dropout",
+            "tie_weights_"});
   return c;
 }
 
@@ -194,46 +195,44 @@ constexpr std::array<TensorRule, N + M> join(const std::array<TensorRule, N>& a,
   return out;
 }
 
-constexpr std::array kBertRules = join(
-    kBlocks, std::to_array<TensorRule>({
-                 {"pos_embed", "{p}embeddings.position_embeddings.weight"},
-                 {"head", "cls.predictions.transform.dense.weight"},
-                 {"head.b", "cls.predictions.transform.dense.bias"},
-                 {"ln_final.w", "cls.predictions.transform.LayerNorm.weight"},
-                 {"ln_final.w", "cls.predictions.transform.LayerNorm.gamma"},
-                 {"ln_final.b", "cls.predictions.transform.LayerNorm.bias"},
-                 {"ln_final.b", "cls.predictions.transform.LayerNorm.beta"},
-                 {"unembed", "cls.predictions.decoder.weight"},
-                 {"unembed.b", "cls.predictions.bias"},
-             }));
-constexpr std::array kBertClassifierRules = join(
-    kBlocks, std::to_array<TensorRule>({
-                 {"pos_embed", "{p}embeddings.position_embeddings.weight"},
-                 {"head", "{p}pooler.dense.weight"},
-                 {"head.b", "{p}pooler.dense.bias"},
-                 {"unembed", "classifier.weight"},
-                 {"unembed.b", "classifier.bias"},
-             }));
-constexpr std::array kRobertaRules = join(
-    kBlocks,
-    std::to_array<TensorRule>({
-        {"pos_embed", "{p}embeddings.position_embeddings.weight", Form::rows_from_2},
-        {"head", "lm_head.dense.weight"},
-        {"head.b", "lm_head.dense.bias"},
-        {"ln_final.w", "lm_head.layer_norm.weight"},
-        {"ln_final.b", "lm_head.layer_norm.bias"},
-        {"unembed", "lm_head.decoder.weight"},
-        {"unembed.b", "lm_head.bias"},
-    }));
-constexpr std::array kRobertaClassifierRules = join(
-    kBlocks,
-    std::to_array<TensorRule>({
-        {"pos_embed", "{p}embeddings.position_embeddings.weight", Form::rows_from_2},
-        {"head", "classifier.dense.weight"},
-        {"head.b", "classifier.dense.bias"},
-        {"unembed", "classifier.out_proj.weight"},
-        {"unembed.b", "classifier.out_proj.bias"},
-    }));
+constexpr std::array kBertRules =
+    join(kBlocks, std::to_array<TensorRule>({
+                      {"pos_embed", "{p}embeddings.position_embeddings.weight"},
+                      {"head", "cls.predictions.transform.dense.weight"},
+                      {"head.b", "cls.predictions.transform.dense.bias"},
+                      {"ln_final.w", "cls.predictions.transform.LayerNorm.weight"},
+                      {"ln_final.w", "cls.predictions.transform.LayerNorm.gamma"},
+                      {"ln_final.b", "cls.predictions.transform.LayerNorm.bias"},
+                      {"ln_final.b", "cls.predictions.transform.LayerNorm.beta"},
+                      {"unembed", "cls.predictions.decoder.weight"},
+                      {"unembed.b", "cls.predictions.bias"},
+                  }));
+constexpr std::array kBertClassifierRules =
+    join(kBlocks, std::to_array<TensorRule>({
+                      {"pos_embed", "{p}embeddings.position_embeddings.weight"},
+                      {"head", "{p}pooler.dense.weight"},
+                      {"head.b", "{p}pooler.dense.bias"},
+                      {"unembed", "classifier.weight"},
+                      {"unembed.b", "classifier.bias"},
+                  }));
+constexpr std::array kRobertaRules =
+    join(kBlocks, std::to_array<TensorRule>({
+                      {"pos_embed", "{p}embeddings.position_embeddings.weight", Form::rows_from_2},
+                      {"head", "lm_head.dense.weight"},
+                      {"head.b", "lm_head.dense.bias"},
+                      {"ln_final.w", "lm_head.layer_norm.weight"},
+                      {"ln_final.b", "lm_head.layer_norm.bias"},
+                      {"unembed", "lm_head.decoder.weight"},
+                      {"unembed.b", "lm_head.bias"},
+                  }));
+constexpr std::array kRobertaClassifierRules =
+    join(kBlocks, std::to_array<TensorRule>({
+                      {"pos_embed", "{p}embeddings.position_embeddings.weight", Form::rows_from_2},
+                      {"head", "classifier.dense.weight"},
+                      {"head.b", "classifier.dense.bias"},
+                      {"unembed", "classifier.out_proj.weight"},
+                      {"unembed.b", "classifier.out_proj.bias"},
+                  }));
 constexpr std::array kDistilRules =
     join(kDistilBlocks, std::to_array<TensorRule>({
                             {"head", "vocab_transform.weight"},
@@ -256,12 +255,9 @@ constexpr std::string_view kRobertaPrefixes[] = {"roberta.", ""};
 constexpr std::string_view kDistilPrefixes[] = {"distilbert.", ""};
 // A pooler serves classifiers only; a head of pretraining may be left in a classifier's file, and
 // the bias of the words stands under two names.
-constexpr std::string_view kIgnored[] = {"{p}embeddings.position_ids",
-                                         "{p}pooler.dense.weight",
-                                         "{p}pooler.dense.bias",
-                                         "cls.seq_relationship.*",
-                                         "cls.predictions.decoder.bias",
-                                         "lm_head.decoder.bias"};
+constexpr std::string_view kIgnored[] = {"{p}embeddings.position_ids",   "{p}pooler.dense.weight",
+                                         "{p}pooler.dense.bias",         "cls.seq_relationship.*",
+                                         "cls.predictions.decoder.bias", "lm_head.decoder.bias"};
 constexpr std::string_view kClassifierIgnored[] = {"{p}embeddings.position_ids",
                                                    "{p}pooler.dense.weight",
                                                    "{p}pooler.dense.bias",

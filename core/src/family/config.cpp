@@ -160,7 +160,8 @@ void validate(const ModelConfig& c, std::string_view source) {
   if (c.gated && (c.act == Activation::solu || c.act == Activation::solu_ln)) {
     fail("{}: a gated MLP with the activation {}", source, name_of(c.act));
   }
-  if (c.act == Activation::tanh) fail("{}: tanh is the activation of a head, not of an MLP", source);
+  if (c.act == Activation::tanh)
+    fail("{}: tanh is the activation of a head, not of an MLP", source);
   if (c.head_dense && (c.head_act == Activation::solu || c.head_act == Activation::solu_ln)) {
     fail("{}: a head with the activation {}", source, name_of(c.head_act));
   }
@@ -276,10 +277,11 @@ std::string describe(const ModelConfig& c) {
                                  ", "),
                        c.labels.size() > 8 ? ", …" : "");
   }
-  line(fmt::format("head: {}{}{}{}", head,
-                   c.head_dense ? fmt::format(", dense {} layer before it", name_of(c.head_act)) : "",
-                   c.head_bias ? ", bias" : "",
-                   c.final_softcap > 0 ? fmt::format(", soft-cap {:g}", c.final_softcap) : ""));
+  line(fmt::format(
+      "head: {}{}{}{}", head,
+      c.head_dense ? fmt::format(", dense {} layer before it", name_of(c.head_act)) : "",
+      c.head_bias ? ", bias" : "",
+      c.final_softcap > 0 ? fmt::format(", soft-cap {:g}", c.final_softcap) : ""));
   return out;
 }
 

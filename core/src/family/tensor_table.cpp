@@ -38,8 +38,9 @@ struct Expected {
 };
 
 bool is_matrix(std::string_view key) {
-  static constexpr std::string_view kMatrices[] = {
-      "embed", "type_embed", "pos_embed", "head", "unembed", "L.q", "L.k", "L.v", "L.o", "L.gate", "L.in", "L.out"};
+  static constexpr std::string_view kMatrices[] = {"embed",   "type_embed", "pos_embed", "head",
+                                                   "unembed", "L.q",        "L.k",       "L.v",
+                                                   "L.o",     "L.gate",     "L.in",      "L.out"};
   return std::find(std::begin(kMatrices), std::end(kMatrices), key) != std::end(kMatrices);
 }
 

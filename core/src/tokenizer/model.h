@@ -18,11 +18,11 @@ struct Merge {
 /// What the three models share. `unknown` is -1 if there is no unknown token.
 struct ModelOptions {
   std::int32_t unknown = -1;
-  bool byte_level = false;     ///< words are raw bytes, names are spelled in the byte alphabet
-  bool byte_fallback = false;  ///< a character without an entry becomes its <0xNN> tokens
-  bool fuse_unknown = false;   ///< neighbouring unknown characters become one unknown token
-  bool whole_words = false;    ///< a word that is an entry is taken whole, without merging
-  std::string continuation;    ///< WordPiece: stands in front of pieces that do not begin a word
+  bool byte_level = false;       ///< words are raw bytes, names are spelled in the byte alphabet
+  bool byte_fallback = false;    ///< a character without an entry becomes its <0xNN> tokens
+  bool fuse_unknown = false;     ///< neighbouring unknown characters become one unknown token
+  bool whole_words = false;      ///< a word that is an entry is taken whole, without merging
+  std::string continuation;      ///< WordPiece: stands in front of pieces that do not begin a word
   std::size_t longest_word = 0;  ///< WordPiece: longer words (in characters) are unknown
 };
 

@@ -36,8 +36,7 @@ struct StripSpace {
 struct BertNormalize {
   bool clean = true, chinese = true, strip_accents = true, lowercase = true;
 };
-using NormalizerStep =
-    std::variant<ToForm, Lowercase, Prepend, Replace, StripSpace, BertNormalize>;
+using NormalizerStep = std::variant<ToForm, Lowercase, Prepend, Replace, StripSpace, BertNormalize>;
 
 /// Error if a chain of steps of `what` has made a text grow beyond all reason.
 void check_growth(std::size_t before, std::size_t after, std::string_view what);

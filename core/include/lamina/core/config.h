@@ -107,11 +107,11 @@ struct ModelConfig {
   bool embed_norm = false;   // a norm on the sum of the embeddings
 
   Head head = Head::language;
-  std::vector<std::string> labels;         // classifier: names, one a logit
-  bool head_dense = false;                 // a dense layer D → D with bias in front of the final norm
+  std::vector<std::string> labels;  // classifier: names, one a logit
+  bool head_dense = false;          // a dense layer D → D with bias in front of the final norm
   Activation head_act = Activation::tanh;  // of that layer
-  bool tied = false;       // unembedding = embedding
-  bool head_bias = false;  // b_U
+  bool tied = false;                       // unembedding = embedding
+  bool head_bias = false;                  // b_U
   double final_softcap = 0.0;
 
   std::vector<LayerConfig> layers;  // n_layers entries
@@ -121,7 +121,8 @@ struct ModelConfig {
   /// Logits of a row: d_vocab, the number of labels, or 0.
   std::int64_t d_out() const {
     return head == Head::language ? d_vocab
-                                  : head == Head::none ? 0 : static_cast<std::int64_t>(labels.size());
+           : head == Head::none   ? 0
+                                  : static_cast<std::int64_t>(labels.size());
   }
 };
 

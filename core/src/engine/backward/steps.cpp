@@ -82,9 +82,7 @@ namespace {
 // smooth s, s(0) = ½.
 void ratio(Activation act, const float* x, std::int64_t n, float* out) {
   kernels::activate(act, x, 1, n, out);
-  const float at_zero = act == Activation::relu   ? 0.0f
-                        : act == Activation::tanh ? 1.0f
-                                                  : 0.5f;
+  const float at_zero = act == Activation::relu ? 0.0f : act == Activation::tanh ? 1.0f : 0.5f;
   for (std::int64_t i = 0; i < n; ++i) out[i] = x[i] == 0.0f ? at_zero : out[i] / x[i];
 }
 

@@ -26,12 +26,12 @@ std::string_view inflection_loss_name(InflectionLoss loss);
 
 struct InflectionOptions {
   InflectionLoss loss = InflectionLoss::automatic;
-  std::string label = "label";  // which of the prompts' labels is the answer (a name or a number)
-  double weight = 0.5;          // w of the score: share of the entropy
-  bool batch_gradient = false;  // the score reads the gradient of a batch, not the mean per token
-  double band = 0.8;            // layers of the band score at least this share of the peak
-  std::int64_t components = 64;     // most of the shared basis
-  double variance = 0.95;           // that it should hold
+  std::string label = "label";   // which of the prompts' labels is the answer (a name or a number)
+  double weight = 0.5;           // w of the score: share of the entropy
+  bool batch_gradient = false;   // the score reads the gradient of a batch, not the mean per token
+  double band = 0.8;             // layers of the band score at least this share of the peak
+  std::int64_t components = 64;  // most of the shared basis
+  double variance = 0.95;        // that it should hold
   std::int64_t batch_tokens = 512;  // whole prompts are packed up to this many tokens
   Progress progress;
 };
@@ -40,9 +40,9 @@ struct InflectionOptions {
 struct InflectionRun {
   std::string model_id, model_sha256;
   std::int64_t tokens = 0, batches = 0;
-  std::int64_t predicted = 0;                       // tokens or labels in the loss
-  double loss = 0, accuracy = 0;                    // means over these; nats, share
-  std::vector<double> entropy, entropy_normalized;  // [L]
+  std::int64_t predicted = 0;                                 // tokens or labels in the loss
+  double loss = 0, accuracy = 0;                              // means over these; nats, share
+  std::vector<double> entropy, entropy_normalized;            // [L]
   std::vector<double> head_entropy, head_entropy_normalized;  // [L, H]
   std::vector<double> token_gradient, batch_gradient;         // [L + 1]; empty without a loss
   std::vector<std::string> parameters;                        // canonical tensors
@@ -59,8 +59,8 @@ struct InflectionResults {
   std::int64_t n_layers = 0, n_heads = 0;
   std::vector<InflectionRun> runs;  // one or two models
   // Of two models, per stream [L + 1].
-  std::vector<double> delta_cka;        // 1 − linear CKA in the shared basis
-  std::vector<double> full_delta_cka;   // the same without a basis
+  std::vector<double> delta_cka;         // 1 − linear CKA in the shared basis
+  std::vector<double> full_delta_cka;    // the same without a basis
   std::vector<std::int32_t> components;  // of the shared basis
   std::vector<double> kept_variance;     // share that it holds
 };
