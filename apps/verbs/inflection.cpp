@@ -51,7 +51,7 @@ std::string run_text(const InflectionResults& r, std::size_t m, const Inflection
   if (pair) headings.push_back(">Δ-CKA");
   if (lossy) headings.insert(headings.end(), {">SKI", "", ""});
   Table table(headings);
-  const auto number = [](double v) { return std::isnan(v) ? std::string("–") : short_number(v); };
+  const auto number = [](double v) { return std::isnan(v) ? std::string("–") : fmt::format("{:.3g}", v); };
   std::vector<std::string> start = {"embed", "", ""};
   if (lossy) start.insert(start.end(), {number(run.token_gradient[0]), ""});
   if (pair) start.push_back(number(r.delta_cka[0]));

@@ -261,7 +261,7 @@ std::string describe(const ModelConfig& c) {
   if (c.embed_scale != 1.0) line(fmt::format("embedding: × {:.6g}", c.embed_scale));
   if (c.n_types > 0 || c.embed_norm) {
     line(fmt::format("embedding extras:{}{}",
-                     c.n_types > 0 ? fmt::format(" token type 0 of {}", c.n_types) : "",
+                     c.n_types > 0 ? fmt::format(" token type 0 of {},", c.n_types) : "",
                      c.embed_norm ? " norm on the sum" : ""));
   }
   if (c.head == Head::none) {
