@@ -232,6 +232,19 @@ TEST(EncoderHeads, WithoutAHeadThereAreNoLogits) {
   EXPECT_THROW(backward.seed(tape, rows, out), UsageError);
 }
 
+TEST(EncoderHeads, AClassifierIsNoLanguageModel) {
+  const Model model = Model::load(kTests / "goldens" / "bert_classifier");
+  Batch batch;
+  batch.add(std::vector<std::int32_t>{3, 1, 4});
+  Forward forward(model);
+  forward.run(batch);
+  const std::vector<std::int64_t> rows = {0};
+  std::vector<float> words(static_cast<std::size_t>(model.config().d_vocab));
+  EXPECT_THROW(forward.run_logits(rows, words), UsageError);
+  KvCache cache(model.config(), 1);
+  EXPECT_THROW(forward.run(batch, {}, &cache), UsageError);
+}
+
 TEST(EncoderHeads, HookedAndPlainRunsGiveTheSameLogits) {
   // Hooks at the final norm take another path through the head.
   const Model model = Model::load(kTests / "goldens" / "bert");

@@ -141,11 +141,12 @@ std::span<const float> Forward::run(const Batch& batch, const Hooks& hooks,
     s.keep->values.resize(size(s.config.n_layers));
   }
   if (s.tape != nullptr) {
-    s.tape->model = &s.model;
+    s.tape->model = nullptr;
     s.tape->batch = batch;
     s.tape->positions = s.positions;
     s.tape->embedded = options.start.empty();
     s.tape->steps.assign(steps.size(), {});
+    s.tape->final_norm = {};
   }
 
   if (options.start.empty()) {
@@ -301,6 +302,11 @@ void Forward::unembed(std::span<const float> x, std::span<float> out) const {
   }
   const std::int64_t d = s.config.d_model, v = s.config.d_out();
   const std::int64_t rows = static_cast<std::int64_t>(x.size()) / d;
+  // Whoever expects a vocabulary would read beyond the labels.
+  if (s.config.head == Head::classifier && out.size() != size(rows * v)) {
+    fail_usage("this {} model is a classifier: {} logits a row, room was given for {} of {} rows",
+               s.config.family, v, out.size(), rows);
+  }
   kernels::multiply(x.data(), d, rows, s.weights.unembed.weight,
                     data_or_null(s.weights.unembed.bias), out.data(), v);
   if (s.config.final_softcap > 0) {
