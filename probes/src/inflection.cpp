@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <limits>
 #include <numeric>
 #include <tuple>
@@ -299,6 +300,23 @@ void check_options(const InflectionOptions& o) {
   if (o.batch_tokens < 1) fail_usage("batch_tokens is {}; expected 1 or more", o.batch_tokens);
 }
 
+// work(i) side by side; the first exception is thrown again afterwards.
+template <class Work>
+void each_stream(std::size_t count, const Work& work) {
+  std::vector<std::exception_ptr> failures(count);
+#pragma omp parallel for schedule(dynamic)
+  for (std::size_t i = 0; i < count; ++i) {
+    try {
+      work(i);
+    } catch (...) {  // no exception may leave the parallel region
+      failures[i] = std::current_exception();
+    }
+  }
+  for (const std::exception_ptr& failure : failures) {
+    if (failure) std::rethrow_exception(failure);
+  }
+}
+
 void check_pair(const Model& a, const Model& b) {
   const auto same = [&](const char* name, std::int64_t x, std::int64_t y) {
     if (x != y) {
@@ -326,6 +344,9 @@ InflectionResults measure_inflection(std::span<Forward* const> models,
   if (models.size() == 2) check_pair(models[0]->model(), models[1]->model());
   InflectionResults out;
   out.loss = resolve(options.loss, config);
+  if (out.loss == InflectionLoss::label) {  // before minutes of work
+    for (const Prompt& prompt : prompts) label_of(prompt, options.label, config);
+  }
   out.n_layers = config.n_layers;
   out.n_heads = config.n_heads;
   std::vector<std::unique_ptr<Runner>> runners;
@@ -355,25 +376,17 @@ InflectionResults measure_inflection(std::span<Forward* const> models,
       runners[m]->observe(batch, part, pair ? &values[m] : nullptr);
     }
     // One stream a thread: Eigen's own products then run on one, and give the same bits.
-#pragma omp parallel for schedule(dynamic)
-    for (std::size_t s = 0; s < similarity.size(); ++s)
-      similarity[s].add(values[0][s], values[1][s]);
+    each_stream(similarity.size(),
+                [&](std::size_t at) { similarity[at].add(values[0][at], values[1][at]); });
     done += batch.tokens();
     if (options.progress) options.progress(static_cast<std::int64_t>(next), done);
   }
   for (const auto& runner : runners) out.runs.push_back(runner->finish());
   std::vector<SharedCka::Result> results(similarity.size());
-  std::vector<std::string> failures(similarity.size());
-#pragma omp parallel for schedule(dynamic)
-  for (std::size_t s = 0; s < similarity.size(); ++s) {
-    try {
-      results[s] = similarity[s].result(options.components, options.variance);
-    } catch (const std::exception& error) {
-      failures[s] = error.what();
-    }
-  }
+  each_stream(similarity.size(), [&](std::size_t at) {
+    results[at] = similarity[at].result(options.components, options.variance);
+  });
   for (std::size_t s = 0; s < results.size(); ++s) {
-    if (!failures[s].empty()) fail("stream {}: {}", s, failures[s]);
     out.delta_cka.push_back(1.0 - results[s].cka);
     out.full_delta_cka.push_back(1.0 - results[s].full_cka);
     out.components.push_back(results[s].components);
