@@ -51,7 +51,10 @@ std::string run_text(const InflectionResults& r, std::size_t m, const Inflection
   if (pair) headings.push_back(">Δ-CKA");
   if (lossy) headings.insert(headings.end(), {">SKI", "", ""});
   Table table(headings);
-  const auto number = [](double v) { return std::isnan(v) ? std::string("–") : fmt::format("{:.3g}", v); };
+  const auto number = [](double v) {
+    if (std::abs(v) < 1e-12) v = 0.0;  // a difference of equal models, up to rounding
+    return std::isnan(v) ? std::string("–") : fmt::format("{:.3g}", v);
+  };
   std::vector<std::string> start = {"embed", "", ""};
   if (lossy) start.insert(start.end(), {number(run.token_gradient[0]), ""});
   if (pair) start.push_back(number(r.delta_cka[0]));
@@ -206,6 +209,10 @@ void register_inflection(CLI::App& app, Globals& globals) {
                    "share of the variance that suffices for the basis (default 0.95)")
       ->check(CLI::Range(0.0, 1.0))
       ->option_text("SHARE");
+  verb->add_option("--skip", o.skip,
+                   "first tokens of every prompt that Δ-CKA leaves out (default 0)")
+      ->check(CLI::NonNegativeNumber)
+      ->option_text("N");
   verb->add_option("--batch-tokens", o.batch_tokens,
                    "tokens of a batch: weight gradients are of batches (default 512)")
       ->check(CLI::Range(1, 1 << 24))

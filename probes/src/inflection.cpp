@@ -296,6 +296,7 @@ void check_options(const InflectionOptions& o) {
   share(o.weight, "the weight of the entropy");
   share(o.band, "the band's share of the peak");
   share(o.variance, "the variance of the basis");
+  if (o.skip < 0) fail_usage("skip is {}; expected 0 or more", o.skip);
   if (o.components < 1) fail_usage("components is {}; expected 1 or more", o.components);
   if (o.batch_tokens < 1) fail_usage("batch_tokens is {}; expected 1 or more", o.batch_tokens);
 }
@@ -376,8 +377,17 @@ InflectionResults measure_inflection(std::span<Forward* const> models,
       runners[m]->observe(batch, part, pair ? &values[m] : nullptr);
     }
     // One stream a thread: Eigen's own products then run on one, and give the same bits.
-    each_stream(similarity.size(),
-                [&](std::size_t at) { similarity[at].add(values[0][at], values[1][at]); });
+    each_stream(similarity.size(), [&](std::size_t at) {
+      if (options.skip == 0) return similarity[at].add(values[0][at], values[1][at]);
+      const std::int64_t d = config.d_model;
+      for (std::int64_t p = 0; p < batch.prompts(); ++p) {
+        const std::int64_t skipped = std::min(options.skip, batch.length(p));
+        const std::size_t begin = size((batch.offsets[size(p)] + skipped) * d);
+        const std::size_t count = size((batch.length(p) - skipped) * d);
+        similarity[at].add(std::span(values[0][at]).subspan(begin, count),
+                           std::span(values[1][at]).subspan(begin, count));
+      }
+    });
     done += batch.tokens();
     if (options.progress) options.progress(static_cast<std::int64_t>(next), done);
   }

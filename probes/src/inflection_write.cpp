@@ -18,6 +18,7 @@ void write_inflection(ResultFile& file, const InflectionResults& r,
   file.setting("band_share", options.band);
   file.setting("components", options.components);
   file.setting("variance", options.variance);
+  file.setting("skip", options.skip);
   file.setting("batch_tokens", options.batch_tokens);
   file.setting("tokens", first.tokens);
   file.setting("batches", first.batches);

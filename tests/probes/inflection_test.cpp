@@ -125,9 +125,11 @@ TEST_P(Pair, ScoresAreThoseOfTheReference) {
 }
 
 TEST_P(Pair, DeltaCkaIsThatOfTheStackedRows) {
-  for (const auto& [name, components, variance] :
-       {std::tuple{"default", 64, 0.95}, std::tuple{"five", 5, 1.0}}) {
+  for (const auto& [name, components, variance, skip] :
+       {std::tuple{"default", 64, 0.95, 0}, std::tuple{"five", 5, 1.0, 0},
+        std::tuple{"skip", 64, 0.95, 1}}) {
     InflectionOptions options;
+    options.skip = skip;
     options.components = components;
     options.variance = variance;
     options.batch_tokens = 20;  // several blocks

@@ -173,8 +173,10 @@ def main():
         with torch.no_grad():
             rows = [[torch.cat([run(m, ids)[1][s][0] for ids in ids_list]).numpy()
                      for s in range(len(layers_of(m)) + 1)] for m in models]
-        for name, components, variance in (("default", 64, 0.95), ("five", 5, 1.0)):
-            found = [delta_cka(a, b, components, variance) for a, b in zip(*rows)]
+        later = np.concatenate([np.arange(len(ids)) > 0 for ids in ids_list])
+        for name, components, variance, keep in (("default", 64, 0.95, later >= 0), ("five", 5, 1.0, later >= 0),
+                                                 ("skip", 64, 0.95, later)):
+            found = [delta_cka(a[keep], b[keep], components, variance) for a, b in zip(*rows)]
             case[name] = [list(map(float, column)) for column in zip(*found)]
         out["cases"].append(case)
     (HERE / "inflection.json").write_text(json.dumps(out) + "\n")

@@ -32,6 +32,7 @@ struct InflectionOptions {
   double band = 0.8;             // layers of the band score at least this share of the peak
   std::int64_t components = 64;  // most of the shared basis
   double variance = 0.95;        // that it should hold
+  std::int64_t skip = 0;         // first tokens of every prompt that the CKA leaves out
   std::int64_t batch_tokens = 512;  // whole prompts are packed up to this many tokens
   Progress progress;
 };
