@@ -71,6 +71,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_lens(app, globals);
   register_tune(app, globals);
   register_latent(app, globals);
+  register_inflection(app, globals);
   register_pairs(app, globals);
   register_patch(app, globals);
   register_ablate(app, globals);

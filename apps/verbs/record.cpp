@@ -180,7 +180,7 @@ int run_record(const Args& args, const Globals& globals) {
 
   LiveOptions live;
   live.batch_tokens = args.batch_tokens;
-  live.topk = args.topk;
+  live.topk = std::min(args.topk, model.config().d_out());
   if (args.dry_run) {
     print_plan(forward, own, args, sites, store, live);
     return 0;
@@ -199,7 +199,7 @@ int run_record(const Args& args, const Globals& globals) {
   header.prompts_sha256 = inputs_fingerprint(prompts, args.sampling, globals.seed);
   header.store = store;
   header.sites = sites;
-  header.topk = std::min(args.topk, model.config().d_vocab);
+  header.topk = live.topk;
   header.total_prompts = total;
   header.shard_first_prompt = range.first;
 

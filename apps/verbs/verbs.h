@@ -19,6 +19,7 @@ void register_tokenize(CLI::App& app, Globals& globals);
 void register_lens(CLI::App& app, Globals& globals);
 void register_tune(CLI::App& app, Globals& globals);
 void register_latent(CLI::App& app, Globals& globals);
+void register_inflection(CLI::App& app, Globals& globals);
 void register_pairs(CLI::App& app, Globals& globals);
 void register_patch(CLI::App& app, Globals& globals);
 void register_ablate(CLI::App& app, Globals& globals);

@@ -10,8 +10,9 @@ namespace {
 using Usage = Cli;
 
 constexpr const char* kVerbs[] = {
-    "info", "verify", "diff",  "demo",  "record", "merge",  "generate", "tokenize",   "lens",
-    "tune", "latent", "pairs", "patch", "edges",  "ablate", "bakeoff",  "completion",
+    "info",     "verify",   "diff",  "demo",   "record",  "merge",
+    "generate", "tokenize", "lens",  "tune",   "latent",  "inflection",
+    "pairs",    "patch",    "edges", "ablate", "bakeoff", "completion",
 };
 
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
@@ -29,7 +30,7 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   for (const char* verb : {"record", "merge", "generate", "tokenize"}) {
     EXPECT_TRUE(at(verb) > record && at(verb) < read) << verb;
   }
-  for (const char* verb : {"lens", "tune", "latent"}) {
+  for (const char* verb : {"lens", "tune", "latent", "inflection"}) {
     EXPECT_TRUE(at(verb) > read && at(verb) < intervene) << verb;
   }
   for (const char* verb : {"pairs", "patch", "edges", "ablate"})

@@ -37,6 +37,60 @@ TEST(Gpt2Config, PublishedKeys) {
   EXPECT_DOUBLE_EQ(c.attn_scale, 0.125);
 }
 
+TEST(BertConfig, PublishedKeys) {
+  const std::string keys = R"("attention_probs_dropout_prob": 0.1, "gradient_checkpointing": false,
+    "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+    "intermediate_size": 3072, "layer_norm_eps": 1e-12, "max_position_embeddings": 512,
+    "model_type": "bert", "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0,
+    "position_embedding_type": "absolute", "type_vocab_size": 2, "use_cache": true,
+    "vocab_size": 30522)";
+  const ModelConfig words = parse("{\"architectures\": [\"BertForMaskedLM\"], " + keys + "}");
+  EXPECT_EQ(words.norm_place, NormPlace::post);
+  EXPECT_EQ(words.norm, NormKind::layer);
+  EXPECT_EQ(words.n_types, 2);
+  EXPECT_EQ(words.act, Activation::gelu);
+  EXPECT_EQ(words.head_act, Activation::gelu);
+  EXPECT_TRUE(words.embed_norm && words.tied && words.head_bias && words.head_dense);
+  EXPECT_TRUE(words.final_norm && words.qkv_bias && words.out_bias && words.mlp_bias);
+  EXPECT_FALSE(words.causal);
+  EXPECT_EQ(words.d_out(), 30522);
+  const ModelConfig classes =
+      parse("{\"architectures\": [\"BertForSequenceClassification\"], " + keys + "}");
+  EXPECT_EQ(classes.labels, (std::vector<std::string>{"LABEL_0", "LABEL_1"}));
+  EXPECT_EQ(classes.head_act, Activation::tanh);
+  EXPECT_EQ(classes.d_out(), 2);
+  EXPECT_FALSE(classes.tied || classes.final_norm);
+  const ModelConfig bare = parse("{" + keys + "}");
+  EXPECT_EQ(bare.head, Head::none);
+  EXPECT_EQ(bare.d_out(), 0);
+}
+
+TEST(RobertaConfig, PublishedKeys) {
+  const ModelConfig c = parse(R"({"architectures": ["RobertaForMaskedLM"],
+    "attention_probs_dropout_prob": 0.1, "bos_token_id": 0, "eos_token_id": 2, "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+    "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 514,
+    "model_type": "roberta", "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+    "type_vocab_size": 1, "vocab_size": 50265})");
+  EXPECT_EQ(c.n_ctx, 512);
+  EXPECT_EQ(c.n_types, 1);
+  EXPECT_DOUBLE_EQ(c.norm_eps, 1e-5);
+}
+
+TEST(DistilBertConfig, PublishedKeys) {
+  const ModelConfig c = parse(R"({"activation": "gelu", "attention_dropout": 0.1,
+    "architectures": ["DistilBertForSequenceClassification"], "dim": 768, "dropout": 0.1,
+    "finetuning_task": "sst-2", "hidden_dim": 3072, "id2label": {"0": "NEGATIVE", "1": "POSITIVE"},
+    "initializer_range": 0.02, "label2id": {"NEGATIVE": 0, "POSITIVE": 1},
+    "max_position_embeddings": 512, "model_type": "distilbert", "n_heads": 12, "n_layers": 6,
+    "output_past": true, "pad_token_id": 0, "qa_dropout": 0.1, "seq_classif_dropout": 0.2,
+    "sinusoidal_pos_embds": false, "tie_weights_": true, "vocab_size": 30522})");
+  EXPECT_EQ(c.labels, (std::vector<std::string>{"NEGATIVE", "POSITIVE"}));
+  EXPECT_EQ(c.head_act, Activation::relu);
+  EXPECT_EQ(c.n_types, 0);
+  EXPECT_EQ(c.d_head, 64);
+}
+
 TEST(GptNeoxConfig, Pythia) {
   const ModelConfig c = parse(R"({"model_type": "gpt_neox", "hidden_act": "gelu",
     "hidden_size": 512, "intermediate_size": 2048, "layer_norm_eps": 1e-05,

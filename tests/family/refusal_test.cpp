@@ -118,9 +118,19 @@ TEST(Refusals, OtherFamilies) {
   check("gpt_neox", R"({"num_key_value_heads": 4, "rotary_pct": 1.5})",
         "config.json: rotary fraction is 1.5; expected more than 0, at most 1");
   check("mamba", "{}",
-        "config.json: model_type is \"mamba\"; known: gemma, gemma2, gemma3, gemma3_text, gpt2, "
-        "gpt_neox, "
-        "lamina, llama, mistral, qwen2, qwen3");
+        "config.json: model_type is \"mamba\"; known: bert, distilbert, gemma, gemma2, gemma3, "
+        "gemma3_text, gpt2, gpt_neox, lamina, llama, mistral, qwen2, qwen3, roberta");
+  check("bert", R"({"architectures": ["BertForTokenClassification"]})",
+        "config.json: architectures is [\"BertForTokenClassification\"]; known: BertModel, "
+        "BertForMaskedLM, BertForPreTraining, BertForSequenceClassification");
+  check("bert", R"({"position_embedding_type": "relative_key"})",
+        "config.json: position_embedding_type is \"relative_key\"; only \"absolute\" is supported");
+  check("bert", R"({"is_decoder": true})",
+        "config.json: is_decoder is true; only false is supported");
+  check("bert", R"({"architectures": ["BertForSequenceClassification"],
+                    "id2label": {"0": "no", "2": "yes"}})",
+        "config.json: id2label is {\"0\":\"no\",\"2\":\"yes\"}; no text for label 1 of 2");
+  check("roberta", R"({"pad_token_id": 0})", "config.json: pad_token_id is 0; only 1 is supported");
   EXPECT_EQ(
       message(R"({"model_type": "gpt2", "n_layer": 2, "n_embd": 10, "n_head": 3, "vocab_size": 9,
                         "n_positions": 8})"),
@@ -153,6 +163,14 @@ TEST(Refusals, Canonical) {
   check(R"({"attn_scale": 0})", "config.json: attention scale is 0; expected a positive number");
   check(R"({"d_mlp": 8, "gated": true, "act": "solu"})",
         "config.json: a gated MLP with the activation SoLU");
+  check(R"({"head": "classifier"})",
+        "config.json: a classifier with 0 labels; expected 1 to 65536");
+  check(R"({"labels": ["a"]})", "config.json: 1 labels without a classifier's head");
+  check(R"({"head": "none", "head_dense": true})", "config.json: parts of a head without a head");
+  check(R"({"norm": "none", "embed_norm": true})",
+        "config.json: a norm on the embeddings in a model whose norm is none");
+  check(R"({"head": "classifier", "labels": ["a", "b"], "tied": true})",
+        "config.json: a head that is tied to the embedding but gives no words");
   check(R"({"normalise_scores": true})",
         "config.json: normalise_scores is true; lamina does not know this setting and will not "
         "guess that "

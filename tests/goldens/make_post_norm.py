@@ -34,10 +34,10 @@ PROJECTIONS = {
     "mlp.hook_post": "intermediate",
     "hook_mlp_out": "output.dense",
 }
-# Each norm and the site of its input: the stream after an addition.
+# Each norm and the sites of its input, the stream after an addition, and of its output.
 NORMS = {
-    "ln1": ("attention.output.LayerNorm", "hook_resid_mid"),
-    "ln2": ("output.LayerNorm", "hook_resid_post"),
+    "ln1": ("attention.output.LayerNorm", "hook_resid_mid", "hook_normalized_resid_mid"),
+    "ln2": ("output.LayerNorm", "hook_resid_post", "hook_normalized_resid_post"),
 }
 
 
@@ -82,7 +82,7 @@ def weights(encoder, ends):
         for letter, part in (("in", layer.intermediate.dense), ("out", layer.output.dense)):
             out[block + f"mlp.W_{letter}"] = part.weight.T
             out[block + f"mlp.b_{letter}"] = part.bias
-        for name, (path, _) in NORMS.items():
+        for name, (path, *_) in NORMS.items():
             norm = layer.get_submodule(path)
             out[block + name + ".w"], out[block + name + ".b"] = norm.weight, norm.bias
     return {name: value.detach().contiguous().clone() for name, value in out.items()}
@@ -98,8 +98,8 @@ class Capture:
             layer.register_forward_hook(self._input(block + "hook_resid_pre"))
             for site, path in PROJECTIONS.items():
                 layer.get_submodule(path).register_forward_hook(self._output(block + site))
-            for name, (path, site) in NORMS.items():
-                layer.get_submodule(path).register_forward_hook(self._norm(block, name, site))
+            for name, (path, *ends) in NORMS.items():
+                layer.get_submodule(path).register_forward_hook(self._norm(block, name, ends))
         eager = modeling_bert.eager_attention_forward
 
         def spy(module, query, key, value, mask, scaling, **kwargs):
@@ -124,9 +124,9 @@ class Capture:
             self.sites[site] = output.unflatten(-1, (HEADS, D_HEAD)) if heads else output
         return hook
 
-    def _norm(self, block, name, site):
+    def _norm(self, block, name, ends):
         def hook(module, args, output):
-            self.sites[block + site] = args[0]
+            self.sites[block + ends[0]], self.sites[block + ends[1]] = args[0], output
             norm_sites(block + name, module, args[0], "layer", EPS, 0.0, self.sites, output)
         return hook
 

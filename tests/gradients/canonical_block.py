@@ -176,11 +176,14 @@ class Reference:
                     x = self.keep(b + "hook_resid_mid", x)
                     if c.place == "post":
                         x = self.norm(f"{l}.ln1", c.norm, x, b + "ln1")
+                        x = self.keep(b + "hook_normalized_resid_mid", x)
                 mlp = self.mlp(l, self.norm(f"{l}.ln2", before, pre if c.parallel else x, b + "ln2"))
                 x = x + self.keep(b + "hook_mlp_out", self.norm(f"{l}.ln2_post", after, mlp, b + "ln2_post"))
             x = self.keep(b + "hook_resid_post", x)
             if c.place == "post":
                 x = self.norm(f"{l}.ln2", c.norm, x, b + "ln2")
+                if c.mlp:
+                    x = self.keep(b + "hook_normalized_resid_post", x)
         if c.final_norm:
             x = self.norm("ln_final", c.norm, x, "ln_final")
         logits = x @ self.w["unembed" if "unembed" in self.w else "embed"].T

@@ -65,7 +65,7 @@ const Case kCases[] = {
      "attribute n_layers is 1099511627776"},
     {"HugeHeads", [](auto& f) { h5::update_attribute(f, "n_heads", 1 << 24); }, "expected"},
     {"FewerLayersThanSites", [](auto& f) { h5::update_attribute(f, "n_layers", 1); },
-     "activations: the group holds 41 entries, at most 29 make sense"},
+     "activations: the group holds 41 entries, at most 33 make sense"},
     {"OtherStoreType",
      [](auto& f) { replace_attribute(f, "store_dtype", std::string_view("f64")); },
      "attribute store_dtype is 'f64', f32, f16 or bf16 expected"},

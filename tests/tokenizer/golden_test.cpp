@@ -36,7 +36,7 @@ TEST_P(JsonGolden, IdsAndTextEqualTheReference) {
 
 INSTANTIATE_TEST_SUITE_P(Kinds, JsonGolden,
                          testing::Values("gpt2", "llama3", "qwen2", "digits", "metaspace", "llama2",
-                                         "unknown", "word_level"),
+                                         "unknown", "word_level", "bert", "bert_cased"),
                          [](const auto& one) { return std::string(one.param); });
 
 /// The GGUF form of a byte-level tokenizer.json.

@@ -137,6 +137,20 @@ def word_level():
     return tokenizer
 
 
+def word_piece(lowercase=True, **normalizer):
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=12))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, **normalizer)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=lowercase)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(
+        vocab_size=320, show_progress=False, limit_alphabet=90, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
+    return tokenizer
+
+
 def sentence_piece():
     """Pieces, scores and types as a GGUF file would hold them, and SentencePiece's ids."""
     model = io.BytesIO()
@@ -164,7 +178,8 @@ def main():
     kinds = {"gpt2": gpt2(), "llama3": llama3(),
              "qwen2": byte_level(QWEN2, normalizers.NFC()), "digits": digits(),
              "metaspace": metaspace(), "llama2": llama2(), "unknown": unknown_only(),
-             "word_level": word_level()}
+             "word_level": word_level(), "bert": word_piece(),
+             "bert_cased": word_piece(False, strip_accents=None, handle_chinese_chars=False)}
     for name, tokenizer in kinds.items():
         ids = [e.ids for e in tokenizer.encode_batch(lines)]
         text = tokenizer.decode_batch(ids, skip_special_tokens=False)

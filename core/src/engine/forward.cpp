@@ -278,13 +278,18 @@ void Forward::final_norm(std::span<const float> x, std::span<float> out) const {
   const Impl& s = *impl_;
   const std::int64_t d = s.config.d_model;
   const std::int64_t rows = static_cast<std::int64_t>(x.size()) / d;
+  const float* from = x.data();
+  if (s.config.head_dense) {
+    s.head_dense(x.data(), rows, out.data());
+    from = out.data();
+  }
   if (!s.config.final_norm || s.config.norm == NormKind::none) {
-    std::copy(x.begin(), x.end(), out.begin());
+    if (!s.config.head_dense) std::copy(x.begin(), x.end(), out.begin());
     return;
   }
   std::vector<float> scale(size(rows));
-  kernels::norm_scale(s.config.norm, s.config.norm_eps, x.data(), d, rows, d, scale.data());
-  kernels::norm_normalize(s.config.norm, x.data(), d, scale.data(), rows, d, out.data(), d);
+  kernels::norm_scale(s.config.norm, s.config.norm_eps, from, d, rows, d, scale.data());
+  kernels::norm_normalize(s.config.norm, from, d, scale.data(), rows, d, out.data(), d);
   kernels::norm_affine(out.data(), d, rows, d, s.weights.ln_final.weight.data(),
                        static_cast<float>(s.config.norm_offset),
                        data_or_null(s.weights.ln_final.bias), out.data(), d);
@@ -292,8 +297,16 @@ void Forward::final_norm(std::span<const float> x, std::span<float> out) const {
 
 void Forward::unembed(std::span<const float> x, std::span<float> out) const {
   const Impl& s = *impl_;
-  const std::int64_t d = s.config.d_model, v = s.config.d_vocab;
+  if (s.config.head == Head::none) {
+    fail_usage("this {} model has no head: it gives no logits", s.config.family);
+  }
+  const std::int64_t d = s.config.d_model, v = s.config.d_out();
   const std::int64_t rows = static_cast<std::int64_t>(x.size()) / d;
+  // Whoever expects a vocabulary would read beyond the labels.
+  if (s.config.head == Head::classifier && out.size() != size(rows * v)) {
+    fail_usage("this {} model is a classifier: {} logits a row, room was given for {} of {} rows",
+               s.config.family, v, out.size(), rows);
+  }
   kernels::multiply(x.data(), d, rows, s.weights.unembed.weight,
                     data_or_null(s.weights.unembed.bias), out.data(), v);
   if (s.config.final_softcap > 0) {

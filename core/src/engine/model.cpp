@@ -87,9 +87,9 @@ void Model::norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out)
 }
 
 void Model::unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const {
-  if (first < 0 || count < 0 || first + count > config_.d_vocab) {
-    fail_usage("unembedding rows {} to {} were asked for, the vocabulary has {}", first,
-               first + count, config_.d_vocab);
+  if (first < 0 || count < 0 || first + count > config_.d_out()) {
+    fail_usage("unembedding rows {} to {} were asked for, the head has {}", first, first + count,
+               config_.d_out());
   }
   for (std::int64_t i = 0; i < count; ++i) {
     weights_->unembed.weight.copy_row(first + i, out.data() + i * config_.d_model);
@@ -159,7 +159,8 @@ std::uint64_t Model::weight_bytes() const {
   };
   const Weights& w = *weights_;
   std::uint64_t bytes =
-      (w.embed.size() + w.pos_embed.size()) * sizeof(float) + norm(w.ln_final) + linear(w.unembed);
+      (w.embed.size() + w.type_embed.size() + w.pos_embed.size()) * sizeof(float) +
+      norm(w.embed_norm) + linear(w.head) + norm(w.ln_final) + linear(w.unembed);
   for (const LayerWeights& layer : w.layers) {
     for (const Linear* l :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.in, &layer.out}) {

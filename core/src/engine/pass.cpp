@@ -73,13 +73,23 @@ void Forward::Impl::embed() {
     }
   }
   fire(SiteKind::embed, -1, x);
-  if (config.positions != Positions::learned) return;
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    std::copy_n(weights.pos_embed.data() + std::int64_t{positions[size(t)]} * d, d,
-                out.data() + t * d);
+  if (config.n_types > 0) {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      for (std::int64_t i = 0; i < d; ++i) x[size(t * d + i)] += weights.type_embed[size(i)];
+    }
   }
-  fire(SiteKind::pos_embed, -1, out);
-  kernels::add(x.data(), out.data(), tokens * d);
+  if (config.positions == Positions::learned) {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      std::copy_n(weights.pos_embed.data() + std::int64_t{positions[size(t)]} * d, d,
+                  out.data() + t * d);
+    }
+    fire(SiteKind::pos_embed, -1, out);
+    kernels::add(x.data(), out.data(), tokens * d);
+  }
+  if (config.embed_norm) {
+    norm(weights.embed_norm, SiteKind::embed_ln_scale, SiteKind::embed_ln_normalized, -1, x, x,
+         tape != nullptr ? &tape->embed_norm : nullptr);
+  }
 }
 
 void Forward::Impl::project(const Linear& linear, const std::vector<float>& from,
@@ -382,6 +392,7 @@ void Forward::Impl::step(const Step& step) {
   if (after && step.attention) {
     norm(w.ln1, SiteKind::ln1_scale, SiteKind::ln1_normalized, layer, x, x,
          kept(&Tape::Impl::Step::ln1));
+    if (config.d_mlp > 0) fire(SiteKind::normalized_resid_mid, layer, x);
   }
   if (has_mlp) {
     if (before) {
@@ -397,7 +408,19 @@ void Forward::Impl::step(const Step& step) {
   if (after && has_mlp) {
     norm(w.ln2, SiteKind::ln2_scale, SiteKind::ln2_normalized, layer, x, x,
          kept(&Tape::Impl::Step::ln2));
+    fire(SiteKind::normalized_resid_post, layer, x);
   }
+}
+
+void Forward::Impl::head_dense(const float* from, std::int64_t rows, float* to,
+                               std::vector<float>* before) const {
+  const std::int64_t d = config.d_model;
+  std::vector<float> own(before == nullptr ? size(rows * d) : 0);
+  std::vector<float>& pre = before == nullptr ? own : *before;
+  pre.resize(size(rows * d));
+  kernels::multiply(from, d, rows, weights.head.weight, data_or_null(weights.head.bias), pre.data(),
+                    d);
+  kernels::activate(config.head_act, pre.data(), rows, d, to);
 }
 
 // The final norm for every row, only where its sites are hooked; run_logits() then uses it.
@@ -408,21 +431,28 @@ void Forward::Impl::final_sites() {
     return;
   }
   final_out.resize(x.size());
-  norm(weights.ln_final, SiteKind::ln_final_scale, SiteKind::ln_final_normalized, -1, x, final_out,
-       tape != nullptr ? &tape->final_norm : nullptr);
+  if (config.head_dense) {
+    head_dense(x.data(), tokens, final_out.data(), tape != nullptr ? &tape->head : nullptr);
+  }
+  norm(weights.ln_final, SiteKind::ln_final_scale, SiteKind::ln_final_normalized, -1,
+       config.head_dense ? final_out : x, final_out, tape != nullptr ? &tape->final_norm : nullptr);
 }
 
 void Forward::Impl::finish_tape() {
   tape->model = &model;
   ++tape->pass;
   tape->resid = x;
-  if (!final_out.empty() || !config.final_norm || config.norm == NormKind::none) return;
+  if (!final_out.empty()) return;
+  std::vector<float> dense(config.head_dense ? x.size() : 0);
+  if (config.head_dense) head_dense(x.data(), tokens, dense.data(), &tape->head);
+  if (!config.final_norm || config.norm == NormKind::none) return;
   const std::int64_t d = config.d_model;
+  const float* from = config.head_dense ? dense.data() : x.data();
   Tape::Impl::Norm& kept = tape->final_norm;
   kept.scale.resize(size(tokens));
   kept.normalized.resize(x.size());
-  kernels::norm_scale(config.norm, config.norm_eps, x.data(), d, tokens, d, kept.scale.data());
-  kernels::norm_normalize(config.norm, x.data(), d, kept.scale.data(), tokens, d,
+  kernels::norm_scale(config.norm, config.norm_eps, from, d, tokens, d, kept.scale.data());
+  kernels::norm_normalize(config.norm, from, d, kept.scale.data(), tokens, d,
                           kept.normalized.data(), d);
 }
 

@@ -64,6 +64,10 @@ struct Forward::Impl {
   void embed();
   void step(const Step& step);
   void final_sites();
+  /// The head's dense layer and its activation: from, to [rows, D], which may be the same.
+  /// `before`, if given, gets the values before the activation.
+  void head_dense(const float* from, std::int64_t rows, float* to,
+                  std::vector<float>* before = nullptr) const;
   void finish_tape();
   /// Forgets the pass; its residual stream and final norm stay for run_logits.
   void release();

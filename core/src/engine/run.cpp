@@ -68,14 +68,20 @@ std::vector<std::int32_t> following_ids(const ActivationBlock& block) {
 
 // Logits are computed for a few rows at a time: a vocabulary can be 262,144 wide.
 LogitSummary summarize_logits(Forward& forward, const ActivationBlock& block, std::int64_t k) {
-  const std::int64_t vocab = forward.model().config().d_vocab;
+  const ModelConfig& config = forward.model().config();
+  const std::int64_t vocab = config.d_out();
+  if (vocab == 0) fail_usage("this {} model has no head: no logits can be kept", config.family);
   const std::int64_t tokens = block.batch.tokens();
   LogitSummary summary;
   summary.k = std::min(k, vocab);
   summary.topk_ids.resize(size(tokens * summary.k));
   summary.topk_logprobs.resize(size(tokens * summary.k));
   summary.target_logprob.resize(size(tokens));
-  const std::vector<std::int32_t> following = following_ids(block);
+  std::vector<std::int32_t> following = following_ids(block);
+  // Only a causal language model says what comes next.
+  if (!config.causal || config.head != Head::language) {
+    std::fill(following.begin(), following.end(), -1);
+  }
 
   constexpr std::int64_t kChunkValues = std::int64_t{1} << 23;  // 32 MiB of logits
   const std::int64_t chunk = std::clamp<std::int64_t>(kChunkValues / vocab, 1, 256);

@@ -23,6 +23,8 @@ struct Row {
 constexpr std::array kRows = {
     Row{SiteKind::embed, false, "hook_embed", "embed"},
     Row{SiteKind::pos_embed, false, "hook_pos_embed", "pos_embed"},
+    Row{SiteKind::embed_ln_scale, false, "embed.ln.hook_scale", "embed_ln_scale"},
+    Row{SiteKind::embed_ln_normalized, false, "embed.ln.hook_normalized", "embed_ln_normalized"},
     Row{SiteKind::resid_pre, true, "hook_resid_pre", "resid_pre"},
     Row{SiteKind::ln1_scale, true, "ln1.hook_scale", "ln1_scale"},
     Row{SiteKind::ln1_normalized, true, "ln1.hook_normalized", "ln1_normalized"},
@@ -39,6 +41,7 @@ constexpr std::array kRows = {
     Row{SiteKind::ln1_post_normalized, true, "ln1_post.hook_normalized", "ln1_post_normalized"},
     Row{SiteKind::attn_out, true, "hook_attn_out", "attn_out"},
     Row{SiteKind::resid_mid, true, "hook_resid_mid", "resid_mid"},
+    Row{SiteKind::normalized_resid_mid, true, "hook_normalized_resid_mid", "normalized_resid_mid"},
     Row{SiteKind::ln2_scale, true, "ln2.hook_scale", "ln2_scale"},
     Row{SiteKind::ln2_normalized, true, "ln2.hook_normalized", "ln2_normalized"},
     Row{SiteKind::mlp_pre, true, "mlp.hook_pre", "pre"},
@@ -48,6 +51,8 @@ constexpr std::array kRows = {
     Row{SiteKind::ln2_post_normalized, true, "ln2_post.hook_normalized", "ln2_post_normalized"},
     Row{SiteKind::mlp_out, true, "hook_mlp_out", "mlp_out"},
     Row{SiteKind::resid_post, true, "hook_resid_post", "resid_post"},
+    Row{SiteKind::normalized_resid_post, true, "hook_normalized_resid_post",
+        "normalized_resid_post"},
     Row{SiteKind::ln_final_scale, false, "ln_final.hook_scale", "ln_final_scale"},
     Row{SiteKind::ln_final_normalized, false, "ln_final.hook_normalized", "ln_final_normalized"},
 };
@@ -91,6 +96,12 @@ bool exists(SiteKind kind, const ModelConfig& c) {
       return c.positions == Positions::learned;
     case SiteKind::resid_mid:
       return !c.parallel && c.d_mlp > 0;
+    case SiteKind::embed_ln_scale:
+    case SiteKind::embed_ln_normalized:
+      return c.embed_norm;
+    case SiteKind::normalized_resid_mid:
+    case SiteKind::normalized_resid_post:
+      return norms && c.norm_place == NormPlace::post && c.d_mlp > 0;
     case SiteKind::ln1_scale:
     case SiteKind::ln1_normalized:
       return norms;
@@ -278,6 +289,7 @@ SiteShape site_shape(Site site, const ModelConfig& c) {
     case SiteKind::ln2_scale:
     case SiteKind::ln1_post_scale:
     case SiteKind::ln2_post_scale:
+    case SiteKind::embed_ln_scale:
     case SiteKind::ln_final_scale:
       return {false, 0, 1};
     default:
@@ -308,6 +320,7 @@ std::vector<std::string> site_dimensions(Site site) {
     case SiteKind::ln2_scale:
     case SiteKind::ln1_post_scale:
     case SiteKind::ln2_post_scale:
+    case SiteKind::embed_ln_scale:
     case SiteKind::ln_final_scale:
       return {"one"};
     default:
@@ -332,6 +345,14 @@ std::string site_semantics(Site site, const ModelConfig& c) {
                                   : "token embedding";
     case SiteKind::pos_embed:
       return "learned position embedding";
+    case SiteKind::embed_ln_scale:
+      return scale("on the sum of the embeddings");
+    case SiteKind::embed_ln_normalized:
+      return normalized("the sum of the embeddings");
+    case SiteKind::normalized_resid_mid:
+      return "residual stream after the attention's addition and its norm, entering the MLP";
+    case SiteKind::normalized_resid_post:
+      return "residual stream leaving the block: after the MLP's addition and its norm";
     case SiteKind::resid_pre:
       return "residual stream entering the block";
     case SiteKind::ln1_scale:
@@ -398,7 +419,8 @@ std::string site_semantics(Site site, const ModelConfig& c) {
     case SiteKind::ln_final_scale:
       return scale("before the unembedding");
     case SiteKind::ln_final_normalized:
-      return normalized("the last block's output");
+      return normalized(c.head_dense ? "the output of the head's dense layer"
+                                     : "the last block's output");
   }
   return {};
 }
@@ -412,9 +434,9 @@ std::vector<Site> all_sites(const ModelConfig& config) {
       }
     }
   };
-  add(false, -1, SiteKind::embed, SiteKind::pos_embed);
+  add(false, -1, SiteKind::embed, SiteKind::embed_ln_normalized);
   for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
-    add(true, layer, SiteKind::resid_pre, SiteKind::resid_post);
+    add(true, layer, SiteKind::resid_pre, SiteKind::normalized_resid_post);
   }
   add(false, -1, SiteKind::ln_final_scale, SiteKind::ln_final_normalized);
   return sites;

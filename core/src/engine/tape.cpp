@@ -20,7 +20,8 @@ const Batch& Tape::batch() const {
 }
 
 std::uint64_t Tape::bytes() const {
-  std::uint64_t count = floats(impl_->final_norm) + impl_->resid.size();
+  std::uint64_t count = floats(impl_->embed_norm) + floats(impl_->final_norm) + impl_->head.size() +
+                        impl_->resid.size();
   for (const Impl::Step& s : impl_->steps) {
     for (const Impl::Norm* norm :
          {&s.ln1, &s.ln1_post, &s.ln2, &s.ln2_post, &s.mlp_ln, &s.q_norm, &s.k_norm}) {
@@ -40,7 +41,7 @@ std::uint64_t Tape::bytes_per_token(const ModelConfig& config) {
   const std::int64_t heads = config.d_attn() + config.d_kv();
   const std::int64_t layer = norms * (config.d_model + 1) + heads * (config.qk_norm ? 3 : 2) +
                              config.d_mlp * (config.gated ? 2 : 1);
-  return static_cast<std::uint64_t>(config.n_layers * layer + 2 * config.d_model) * sizeof(float);
+  return static_cast<std::uint64_t>(config.n_layers * layer + 4 * config.d_model) * sizeof(float);
 }
 
 }  // namespace lamina

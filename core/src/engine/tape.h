@@ -35,7 +35,8 @@ struct Tape::Impl {
   std::vector<std::int32_t> positions;  // [N]
   bool embedded = true;                 // false: the pass began with RunOptions::start
   std::vector<Step> steps;
-  Norm final_norm;
+  Norm embed_norm, final_norm;
+  std::vector<float> head;   // [N, D] in the head's dense layer, before its activation
   std::vector<float> resid;  // [N, D] after the last step
 };
 

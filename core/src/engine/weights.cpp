@@ -50,6 +50,11 @@ Slot layer_slot(LayerWeights& w, std::string_view name) {
 Slot slot(Weights& w, std::string_view name) {
   if (name == "embed") return {nullptr, &w.embed};
   if (name == "pos_embed") return {nullptr, &w.pos_embed};
+  if (name == "type_embed") return {nullptr, &w.type_embed};
+  if (name == "embed_norm.w") return {nullptr, &w.embed_norm.weight};
+  if (name == "embed_norm.b") return {nullptr, &w.embed_norm.bias};
+  if (name == "head") return {&w.head.weight, nullptr};
+  if (name == "head.b") return {nullptr, &w.head.bias};
   if (name == "unembed") return {&w.unembed.weight, nullptr};
   if (name == "unembed.b") return {nullptr, &w.unembed.bias};
   if (name == "ln_final.w") return {nullptr, &w.ln_final.weight};

@@ -29,10 +29,13 @@ struct LayerWeights {
 
 /// A model's weights in memory: matrices packed once, everything fp32.
 struct Weights {
-  std::vector<float> embed;      // [V, D]; empty if tied (rows are then taken from `unembed`)
-  std::vector<float> pos_embed;  // [n_ctx, D]
+  std::vector<float> embed;       // [V, D]; empty if tied (rows are then taken from `unembed`)
+  std::vector<float> type_embed;  // [n_types, D]
+  std::vector<float> pos_embed;   // [n_ctx, D]
+  NormWeights embed_norm;
   std::vector<LayerWeights> layers;
   NormWeights ln_final;
+  Linear head;     // [D, D] in front of the final norm; empty if there is none
   Linear unembed;  // [V, D]
 };
 

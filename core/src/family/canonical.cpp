@@ -20,7 +20,9 @@ std::vector<CanonicalTensor> canonical_tensors(const ModelConfig& c) {
   const bool sandwich = normed && c.norm_place == NormPlace::sandwich;
 
   matrix("embed", c.d_vocab, c.d_model);
+  if (c.n_types > 0) matrix("type_embed", c.n_types, c.d_model);
   if (c.positions == Positions::learned) matrix("pos_embed", c.n_ctx, c.d_model);
+  if (c.embed_norm) norm("embed_norm", c.d_model);
   for (std::int64_t l = 0; l < c.n_layers; ++l) {
     const std::string p = fmt::format("{}.", l);
     if (normed) norm(p + "ln1", c.d_model);
@@ -55,9 +57,14 @@ std::vector<CanonicalTensor> canonical_tensors(const ModelConfig& c) {
     if (c.mlp_bias) vector(p + "out.b", c.d_model);
     if (sandwich) norm(p + "ln2_post", c.d_model);
   }
+  if (c.head_dense) {
+    matrix("head", c.d_model, c.d_model);
+    vector("head.b", c.d_model);
+  }
   if (c.final_norm && c.norm != NormKind::none) norm("ln_final", c.d_model);
-  if (!c.tied) matrix("unembed", c.d_vocab, c.d_model);
-  if (c.head_bias) vector("unembed.b", c.d_vocab);
+  if (c.head == Head::none) return out;
+  if (!c.tied) matrix("unembed", c.d_out(), c.d_model);
+  if (c.head_bias) vector("unembed.b", c.d_out());
   return out;
 }
 

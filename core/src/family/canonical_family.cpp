@@ -90,6 +90,20 @@ ModelConfig read_canonical(ConfigReader& r) {
   c.parallel = r.boolean("parallel", false);
   c.shared_parallel_norm = r.boolean("shared_norm", false);
   c.embed_scale = r.number("embed_scale", 1.0);
+  c.n_types = r.integer("n_types", 0);
+  c.embed_norm = r.boolean("embed_norm", false);
+  c.head = choose<Head>(
+      r, "head", "language",
+      {{"language", Head::language}, {"classifier", Head::classifier}, {"none", Head::none}});
+  c.labels = r.texts("labels");
+  c.head_dense = r.boolean("head_dense", false);
+  c.head_act = choose<Activation>(r, "head_act", "tanh",
+                                  {{"tanh", Activation::tanh},
+                                   {"relu", Activation::relu},
+                                   {"gelu", Activation::gelu},
+                                   {"gelu_tanh", Activation::gelu_tanh},
+                                   {"silu", Activation::silu},
+                                   {"quick_gelu", Activation::quick_gelu}});
   c.tied = r.boolean("tied", false);
   c.head_bias = r.boolean("head_bias", false);
   LayerConfig layer;
@@ -102,6 +116,9 @@ namespace {
 constexpr TensorRule kRules[] = {
     {"embed", "embed.W_E"},
     {"pos_embed", "pos_embed.W_pos"},
+    {"type_embed", "type_embed.W_type"},
+    {"embed_norm.w", "embed.ln.w"},
+    {"embed_norm.b", "embed.ln.b"},
     {"L.ln1.w", "blocks.{l}.ln1.w"},
     {"L.ln1.b", "blocks.{l}.ln1.b"},
     {"L.q", "blocks.{l}.attn.W_Q", Form::head_columns},
@@ -130,6 +147,8 @@ constexpr TensorRule kRules[] = {
     {"L.ln2_post.b", "blocks.{l}.ln2_post.b"},
     {"ln_final.w", "ln_final.w"},
     {"ln_final.b", "ln_final.b"},
+    {"head", "head.W", Form::columns},
+    {"head.b", "head.b"},
     {"unembed", "unembed.W_U", Form::columns},
     {"unembed.b", "unembed.b_U"},
 };

@@ -1,5 +1,8 @@
 #include "lamina/core/config.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <cmath>
 
 #include "lamina/core/error.h"
@@ -52,6 +55,8 @@ std::string_view name_of(Activation act) {
       return "SoLU";
     case Activation::solu_ln:
       return "SoLU + LayerNorm";
+    case Activation::tanh:
+      return "tanh";
   }
   return "?";
 }
@@ -155,6 +160,30 @@ void validate(const ModelConfig& c, std::string_view source) {
   if (c.gated && (c.act == Activation::solu || c.act == Activation::solu_ln)) {
     fail("{}: a gated MLP with the activation {}", source, name_of(c.act));
   }
+  if (c.act == Activation::tanh)
+    fail("{}: tanh is the activation of a head, not of an MLP", source);
+  if (c.head_dense && (c.head_act == Activation::solu || c.head_act == Activation::solu_ln)) {
+    fail("{}: a head with the activation {}", source, name_of(c.head_act));
+  }
+  if (c.n_types < 0 || c.n_types > 65536) {
+    fail("{}: n_types is {}; expected 0 to 65536", source, c.n_types);
+  }
+  if (c.embed_norm && c.norm == NormKind::none) {
+    fail("{}: a norm on the embeddings in a model whose norm is none", source);
+  }
+  constexpr std::size_t kLabels = 65536;
+  if (c.head == Head::classifier && (c.labels.empty() || c.labels.size() > kLabels)) {
+    fail("{}: a classifier with {} labels; expected 1 to {}", source, c.labels.size(), kLabels);
+  }
+  if (c.head != Head::classifier && !c.labels.empty()) {
+    fail("{}: {} labels without a classifier's head", source, c.labels.size());
+  }
+  if (c.head != Head::language && c.tied) {
+    fail("{}: a head that is tied to the embedding but gives no words", source);
+  }
+  if (c.head == Head::none && (c.head_dense || c.head_bias || c.final_softcap > 0)) {
+    fail("{}: parts of a head without a head", source);
+  }
   if (c.layers.size() != static_cast<std::size_t>(c.n_layers)) {
     fail("{}: settings for {} layers; expected n_layers = {}", source, c.layers.size(), c.n_layers);
   }
@@ -230,9 +259,29 @@ std::string describe(const ModelConfig& c) {
       break;
   }
   if (c.embed_scale != 1.0) line(fmt::format("embedding: × {:.6g}", c.embed_scale));
-  line(fmt::format("head: {}{}{}", c.tied ? "tied to the embedding" : "its own matrix",
-                   c.head_bias ? ", bias" : "",
-                   c.final_softcap > 0 ? fmt::format(", soft-cap {:g}", c.final_softcap) : ""));
+  if (c.n_types > 0 || c.embed_norm) {
+    line(fmt::format("embedding extras:{}{}",
+                     c.n_types > 0 ? fmt::format(" token type 0 of {},", c.n_types) : "",
+                     c.embed_norm ? " norm on the sum" : ""));
+  }
+  if (c.head == Head::none) {
+    line("head: none");
+    return out;
+  }
+  std::string head = c.tied ? "tied to the embedding" : "its own matrix";
+  if (c.head == Head::classifier) {
+    head = fmt::format("classifier of the first token, {} labels ({}{})", c.labels.size(),
+                       fmt::join(c.labels.begin(),
+                                 c.labels.begin() + static_cast<std::ptrdiff_t>(
+                                                        std::min<std::size_t>(c.labels.size(), 8)),
+                                 ", "),
+                       c.labels.size() > 8 ? ", …" : "");
+  }
+  line(fmt::format(
+      "head: {}{}{}{}", head,
+      c.head_dense ? fmt::format(", dense {} layer before it", name_of(c.head_act)) : "",
+      c.head_bias ? ", bias" : "",
+      c.final_softcap > 0 ? fmt::format(", soft-cap {:g}", c.final_softcap) : ""));
   return out;
 }
 

@@ -18,7 +18,9 @@
 namespace lamina {
 
 // Canonical tensors, fp32, row-major. Matrices stand as [out, in] (y = W x), whatever the file has.
-//   embed [V, D]  pos_embed [n_ctx, D]  unembed [V, D] (absent if tied)  unembed.b [V]
+//   embed [V, D]  type_embed [n_types, D]  pos_embed [n_ctx, D]  embed_norm.w/.b [D]
+//   head [D, D]  head.b [D]  (head_dense)
+//   unembed [d_out, D] (absent if tied)  unembed.b [d_out]
 //   ln_final.w, ln_final.b [D]
 //   L.ln1.w/.b  L.ln2.w/.b  L.ln1_post.w/.b  L.ln2_post.w/.b [D]
 //   L.q [H·dh, D]  L.k, L.v [K·dh, D]  L.o [D, H·dh]  and their biases L.q.b …

@@ -46,7 +46,10 @@ OpenedModel open_folder(const fs::path& path) {
   TensorStore store = open_safetensors(path);
   model.files = store.files();
   model.has_tokenizer = fs::exists(path / "tokenizer.json");
-  model.weights = bind_tensors(std::move(store), model.config, *family.tensors);
+  const bool classifier =
+      model.config.head == Head::classifier && family.classifier_tensors != nullptr;
+  model.weights = bind_tensors(std::move(store), model.config,
+                               classifier ? *family.classifier_tensors : *family.tensors);
   return model;
 }
 

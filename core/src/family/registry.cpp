@@ -4,6 +4,8 @@ namespace lamina {
 namespace {
 
 constexpr FolderFamily kFolders[] = {
+    {"bert", read_bert, &kBertTensors, &kBertClassifierTensors},
+    {"distilbert", read_distilbert, &kDistilBertTensors, &kDistilBertClassifierTensors},
     {"gemma", read_gemma, &kGemmaTensors},
     {"gemma2", read_gemma2, &kGemma2Tensors},
     {"gemma3", read_gemma3, &kGemma2Tensors},
@@ -15,6 +17,7 @@ constexpr FolderFamily kFolders[] = {
     {"mistral", read_mistral, &kLlamaTensors},
     {"qwen2", read_qwen2, &kLlamaTensors},
     {"qwen3", read_qwen3, &kLlamaTensors},
+    {"roberta", read_roberta, &kRobertaTensors, &kRobertaClassifierTensors},
 };
 
 constexpr GgufFamily kGguf[] = {

@@ -19,6 +19,7 @@ struct FolderFamily {
   std::string_view model_type;
   ModelConfig (*read)(ConfigReader& reader);
   const TensorTable* tensors;
+  const TensorTable* classifier_tensors = nullptr;  // where a classifier's head has other names
 };
 std::span<const FolderFamily> folder_families();
 
@@ -36,6 +37,12 @@ struct GgufFamily {
 std::span<const GgufFamily> gguf_families();
 
 // Readers and tables, by file.
+ModelConfig read_bert(ConfigReader&);
+ModelConfig read_roberta(ConfigReader&);
+ModelConfig read_distilbert(ConfigReader&);
+extern const TensorTable kBertTensors, kBertClassifierTensors;
+extern const TensorTable kRobertaTensors, kRobertaClassifierTensors;
+extern const TensorTable kDistilBertTensors, kDistilBertClassifierTensors;
 ModelConfig read_gpt2(ConfigReader&);
 extern const TensorTable kGpt2Tensors;
 ModelConfig read_gpt_neox(ConfigReader&);

@@ -38,8 +38,9 @@ struct Expected {
 };
 
 bool is_matrix(std::string_view key) {
-  static constexpr std::string_view kMatrices[] = {
-      "embed", "pos_embed", "unembed", "L.q", "L.k", "L.v", "L.o", "L.gate", "L.in", "L.out"};
+  static constexpr std::string_view kMatrices[] = {"embed",   "type_embed", "pos_embed", "head",
+                                                   "unembed", "L.q",        "L.k",       "L.v",
+                                                   "L.o",     "L.gate",     "L.in",      "L.out"};
   return std::find(std::begin(kMatrices), std::end(kMatrices), key) != std::end(kMatrices);
 }
 
@@ -118,6 +119,10 @@ Expected expected(std::string_view key, const CanonicalTensor& tensor, Form form
       shape = {C / d, d, R};
       at.row_stride = 1;
       at.col_stride = R;
+      break;
+    case Form::rows_from_2:
+      shape = {R + 2, C};
+      at.base = 2 * C;
       break;
     case Form::rope_rows:
       at.group = d;

@@ -22,6 +22,7 @@ enum class Form : std::uint8_t {
   fused_heads,    // [H·3·d, C]: q, k, v of head 0, then of head 1, …
   head_columns,   // [H, C, d]: one [in, out] matrix a head; vectors [H, d]
   head_inputs,    // [H, d, R]: the output projection, columns C = (head, d)
+  rows_from_2,    // [2 + R, C]: the first two rows are not used
   rope_rows,  // [R, C], rows of each head interleaved: file row 2i + s is canonical row s·d/2 + i
 };
 

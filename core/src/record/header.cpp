@@ -126,6 +126,9 @@ RecordingHeader read_header(const h5::Object& file) {
   }
   c.norm_place = static_cast<NormPlace>(known - kNormPlaces.begin());
   c.causal = size("causal", 0, 1) != 0;
+  // Not in the first recordings, whose models had neither.
+  if (h5::has_attribute(file, "embed_norm")) c.embed_norm = size("embed_norm", 0, 1) != 0;
+  if (h5::has_attribute(file, "n_types")) c.n_types = size("n_types", 0, kMaxWidth);
   const std::string store = text("store_dtype");
   try {
     header.store = parse_store_type(store);

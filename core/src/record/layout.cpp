@@ -54,6 +54,8 @@ void write_header(const h5::Object& file, const RecordingHeader& header,
   number("d_vocab", c.d_vocab);
   text("norm_place", kNormPlaces[static_cast<std::size_t>(c.norm_place)]);
   number("causal", c.causal ? 1 : 0);
+  number("embed_norm", c.embed_norm ? 1 : 0);
+  number("n_types", c.n_types);
   text("compute_dtype", "f32");
   text("store_dtype", store_type_name(header.store));
   number("prepend_bos", header.prepend_bos ? 1 : 0);

@@ -119,6 +119,7 @@ class Verifier {
   Tally next_{"each block begins where the last ended"};
   Tally mid_{"resid_mid = resid_pre + attn_out"};
   Tally post_{"resid_post = resid_pre + attn_out + mlp_out"};
+  Tally post_norm_{"resid_post = normalized_resid_mid + mlp_out"};
   Tally order_{"top logits are ordered log-probabilities of the vocabulary"};
   Tally output_{"attn_out = output projection of z"};
   Tally heads_{"attn_out = sum of head results + bias"};
@@ -194,7 +195,9 @@ void Verifier::stream(const ActivationBlock& stored) {
   const Values* position = at(SiteKind::pos_embed, -1);
   // Without pos_embed in the file the sum is only known for models that have none: a recording
   // does not say which it is, its model does.
-  if (position != nullptr) {
+  if (config_.embed_norm || config_.n_types > 0) {
+    // More is added than the file holds, and a norm stands behind the sum.
+  } else if (position != nullptr) {
     sum(embed_, stored, {SiteKind::resid_pre, 0}, {embed, position});
   } else if (forward_ != nullptr && config_.positions != Positions::learned) {
     sum(embed_, stored, {SiteKind::resid_pre, 0}, {embed});
@@ -206,7 +209,15 @@ void Verifier::stream(const ActivationBlock& stored) {
     const Values* mid = at(SiteKind::resid_mid, layer);
     const Values* out = at(SiteKind::mlp_out, layer);
     sum(mid_, stored, {SiteKind::resid_mid, layer}, {pre, attn});
-    if (post_norm) continue;  // norms stand between the rest
+    if (post_norm) {
+      sum(post_norm_, stored, {SiteKind::resid_post, layer},
+          {at(SiteKind::normalized_resid_mid, layer), out});
+      if (layer + 1 < config_.n_layers) {
+        sum(next_, stored, {SiteKind::resid_pre, layer + 1},
+            {at(SiteKind::normalized_resid_post, layer)});
+      }
+      continue;
+    }
     if (layer + 1 < config_.n_layers) {
       sum(next_, stored, {SiteKind::resid_pre, layer + 1}, {at(SiteKind::resid_post, layer)});
     }
@@ -331,6 +342,7 @@ VerifyReport Verifier::run(const Progress& progress) {
   for (const Tally* tally : {&finite_, &embed_, &next_, &mid_, &post_, &pattern_, &order_}) {
     report.checks.push_back(tally->check());
   }
+  if (config_.norm_place == NormPlace::post) report.checks.push_back(post_norm_.check());
   if (forward_ != nullptr) {
     for (const Tally* tally : {&output_, &heads_, &again_, &again_logits_}) {
       report.checks.push_back(tally->check());

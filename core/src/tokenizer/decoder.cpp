@@ -1,5 +1,7 @@
 #include "tokenizer/decoder.h"
 
+#include <array>
+
 #include "tokenizer/byte_alphabet.h"
 #include "tokenizer/utf8.h"
 #include "tokenizer/vocabulary.h"
@@ -72,6 +74,30 @@ struct Apply {
   void operator()(const MetaspaceDecode& step) const {
     for (std::size_t i = 0; i < names.size(); ++i) {
       names[i] = replace_all(names[i], step.replacement, i == 0 && step.drop_first ? "" : " ");
+    }
+  }
+
+  void operator()(const WordPieceDecode& step) const {
+    constexpr std::array<std::pair<std::string_view, std::string_view>, 11> kCleanup = {
+        {{" .", "."},
+         {" ?", "?"},
+         {" !", "!"},
+         {" ,", ","},
+         {" ' ", "'"},
+         {" n't", "n't"},
+         {" 'm", "'m"},
+         {" do not", " don't"},
+         {" 's", "'s"},
+         {" 've", "'ve"},
+         {" 're", "'re"}}};
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      if (i > 0 && !step.prefix.empty() && names[i].starts_with(step.prefix)) {
+        names[i].erase(0, step.prefix.size());
+      } else if (i > 0) {
+        names[i].insert(names[i].begin(), ' ');
+      }
+      if (!step.cleanup) continue;
+      for (const auto& [from, to] : kCleanup) names[i] = replace_all(names[i], from, to);
     }
   }
 

@@ -23,8 +23,14 @@ struct MetaspaceDecode {
   std::string replacement;
   bool drop_first = true;
 };
+/// Continuations (`prefix` in front) join the token before, all others get a space between; with
+/// `cleanup` the space in front of punctuation and of the endings of English contractions goes.
+struct WordPieceDecode {
+  std::string prefix;
+  bool cleanup = true;
+};
 using DecoderStep = std::variant<ByteLevelDecode, ByteFallbackDecode, Fuse, StripCharacter,
-                                 MetaspaceDecode, Replace>;
+                                 MetaspaceDecode, WordPieceDecode, Replace>;
 
 /// The text that `names` stand for. Without any step the names are joined by spaces.
 std::string decode_names(std::vector<std::string> names, const std::vector<DecoderStep>& steps);

@@ -19,7 +19,7 @@ class GgufMetadata;
 
 namespace lamina::tokenizer {
 
-enum class ModelKind : std::uint8_t { ranked_bpe, scored_bpe, word_level };
+enum class ModelKind : std::uint8_t { ranked_bpe, scored_bpe, word_level, word_piece };
 
 /// A tokenizer as plain data, whatever file it came from. The readers check it: ids dense and
 /// unique, every id in range.

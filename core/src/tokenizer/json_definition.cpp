@@ -152,10 +152,30 @@ void require_unused(const Json& model, std::string_view key, std::string_view wh
   if (!unused) fail("{}: model option {} is not supported", where, quote(key));
 }
 
+void read_word_piece(const Json& model, Definition& out, std::string_view where) {
+  out.kind = ModelKind::word_piece;
+  if (out.options.unknown < 0) fail("{}: a WordPiece model needs an unk_token", where);
+  out.options.continuation = "##";
+  if (!member(model, "continuing_subword_prefix", where).is_null()) {
+    out.options.continuation = text_member(model, "continuing_subword_prefix", where);
+  }
+  out.options.longest_word = 100;
+  if (!member(model, "max_input_chars_per_word", where).is_null()) {
+    out.options.longest_word = count_member(model, "max_input_chars_per_word", where);
+  }
+  // Every start in a word tries every length: the product must stay small.
+  constexpr std::size_t kLongest = 1000;
+  if (out.options.longest_word > kLongest) {
+    fail("{}: max_input_chars_per_word is {}, at most {} are accepted", where,
+         out.options.longest_word, kLongest);
+  }
+}
+
 void read_model(const Json& model, Definition& out, std::string_view where) {
   const std::string type = model_type(model, where);
-  if (type != "BPE" && type != "WordLevel") {
-    fail("{}: model type {} is not supported (BPE and WordLevel are)", where, quote(type));
+  if (type != "BPE" && type != "WordLevel" && type != "WordPiece") {
+    fail("{}: model type {} is not supported (BPE, WordLevel and WordPiece are)", where,
+         quote(type));
   }
   out.vocabulary = read_vocabulary(member(model, "vocab", where), out.added, where);
   const Json& unknown = member(model, "unk_token", where);
@@ -163,12 +183,16 @@ void read_model(const Json& model, Definition& out, std::string_view where) {
     const std::string& name = text_member(model, "unk_token", where);
     out.options.unknown = out.vocabulary.find_in_model(name);
     // WordLevel files name an unknown token even where there is none.
-    if (out.options.unknown < 0 && type == "BPE") {
+    if (out.options.unknown < 0 && type != "WordLevel") {
       fail("{}: unk_token {} is not in the vocabulary", where, quote(name));
     }
   }
   if (type == "WordLevel") {
     out.kind = ModelKind::word_level;
+    return;
+  }
+  if (type == "WordPiece") {
+    read_word_piece(model, out, where);
     return;
   }
   out.kind = ModelKind::ranked_bpe;
@@ -297,6 +321,9 @@ Definition read_json_definition(std::string_view text, std::string_view name) {
   out.options.byte_level = pre.byte_level;
   if (pre.byte_level && out.kind == ModelKind::word_level) {
     fail("{}: model type WordLevel with pre-tokenizer ByteLevel is not supported", name);
+  }
+  if (pre.byte_level && out.kind == ModelKind::word_piece) {
+    fail("{}: model type WordPiece with pre-tokenizer ByteLevel is not supported", name);
   }
   out.decoder = read_decoder(member(root, "decoder", name), name);
   read_post_processor(member(root, "post_processor", name), out, name);

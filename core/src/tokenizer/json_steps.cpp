@@ -111,6 +111,12 @@ NormalizerStep read_normalizer_step(const Json& part, std::string_view where) {
     return StripSpace{bool_member(part, "strip_left", false, where),
                       bool_member(part, "strip_right", false, where)};
   }
+  if (type == "BertNormalizer") {
+    const bool lower = bool_member(part, "lowercase", true, where);
+    return BertNormalize{bool_member(part, "clean_text", true, where),
+                         bool_member(part, "handle_chinese_chars", true, where),
+                         bool_member(part, "strip_accents", lower, where), lower};
+  }
   refuse("normalizer", part, where);
 }
 
@@ -138,6 +144,9 @@ void read_pre_tokenizer_step(const Json& part, std::string_view where, PreTokeni
     Split split = split_at(R"([\p{P}$+<=>^`|~])", SplitBehavior::isolated);
     if (!member(part, "behavior", where).is_null()) split.behavior = read_behavior(part, where);
     out.steps.emplace_back(std::move(split));
+  } else if (type == "BertPreTokenizer") {
+    out.steps.emplace_back(split_at(R"(\s)", SplitBehavior::removed));
+    out.steps.emplace_back(split_at(R"([\p{P}$+<=>^`|~])", SplitBehavior::isolated));
   } else if (type == "Metaspace") {
     out.steps.emplace_back(read_metaspace(part, where));
   } else if (type == "Whitespace") {
@@ -164,6 +173,10 @@ DecoderStep read_decoder_step(const Json& part, std::string_view where) {
     }
     return StripCharacter{content, count_member(part, "start", where),
                           count_member(part, "stop", where)};
+  }
+  if (type == "WordPiece") {
+    return WordPieceDecode{text_member(part, "prefix", where),
+                           bool_member(part, "cleanup", true, where)};
   }
   if (type == "Metaspace") {
     const Metaspace space = read_metaspace(part, where);

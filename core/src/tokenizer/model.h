@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -17,10 +18,12 @@ struct Merge {
 /// What the three models share. `unknown` is -1 if there is no unknown token.
 struct ModelOptions {
   std::int32_t unknown = -1;
-  bool byte_level = false;     ///< words are raw bytes, names are spelled in the byte alphabet
-  bool byte_fallback = false;  ///< a character without an entry becomes its <0xNN> tokens
-  bool fuse_unknown = false;   ///< neighbouring unknown characters become one unknown token
-  bool whole_words = false;    ///< a word that is an entry is taken whole, without merging
+  bool byte_level = false;       ///< words are raw bytes, names are spelled in the byte alphabet
+  bool byte_fallback = false;    ///< a character without an entry becomes its <0xNN> tokens
+  bool fuse_unknown = false;     ///< neighbouring unknown characters become one unknown token
+  bool whole_words = false;      ///< a word that is an entry is taken whole, without merging
+  std::string continuation;      ///< WordPiece: stands in front of pieces that do not begin a word
+  std::size_t longest_word = 0;  ///< WordPiece: longer words (in characters) are unknown
 };
 
 /// Memory that successive words of one encode() share.
@@ -48,6 +51,10 @@ std::unique_ptr<const Model> make_ranked_bpe(const Vocabulary& vocabulary,
 /// score merges first, the leftmost of equals. Byte fallback if `options` says so.
 std::unique_ptr<const Model> make_scored_bpe(const Vocabulary& vocabulary,
                                              std::vector<float> scores,
+                                             const ModelOptions& options);
+/// WordPiece: from the left the longest entry, each but the first with `continuation` in front; a
+/// word that cannot be covered so is one unknown token.
+std::unique_ptr<const Model> make_word_piece(const Vocabulary& vocabulary,
                                              const ModelOptions& options);
 /// Whole words, or the unknown token.
 std::unique_ptr<const Model> make_word_level(const Vocabulary& vocabulary,

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string>
@@ -228,6 +229,37 @@ class WordLevel final : public Model {
   ModelOptions options_;
 };
 
+class WordPiece final : public Model {
+ public:
+  WordPiece(const Vocabulary& vocabulary, const ModelOptions& options)
+      : vocabulary_(vocabulary), options_(options) {}
+
+  void encode(std::string_view word, Scratch&, std::vector<std::int32_t>& out) const override {
+    const std::size_t before = out.size();
+    std::size_t characters = 0;
+    for (const char c : word) characters += (static_cast<std::uint8_t>(c) & 0xC0) != 0x80;
+    bool known = characters <= options_.longest_word;
+    std::string name;
+    for (std::size_t at = 0; known && at < word.size();) {
+      name = at > 0 ? options_.continuation : std::string();
+      const std::size_t start = name.size();
+      name += word.substr(at, std::min(word.size() - at, vocabulary_.longest()));
+      std::int32_t id = -1;
+      while (name.size() > start && (id = vocabulary_.find_in_model(name)) < 0) name.pop_back();
+      known = id >= 0;
+      if (known) out.push_back(id);
+      at += name.size() - start;
+    }
+    if (known) return;
+    out.resize(before);
+    out.push_back(options_.unknown);
+  }
+
+ private:
+  const Vocabulary& vocabulary_;
+  ModelOptions options_;
+};
+
 }  // namespace
 
 std::unique_ptr<const Model> make_ranked_bpe(const Vocabulary& vocabulary,
@@ -239,6 +271,10 @@ std::unique_ptr<const Model> make_scored_bpe(const Vocabulary& vocabulary,
                                              std::vector<float> scores,
                                              const ModelOptions& options) {
   return std::make_unique<ScoredBpe>(vocabulary, std::move(scores), options);
+}
+std::unique_ptr<const Model> make_word_piece(const Vocabulary& vocabulary,
+                                             const ModelOptions& options) {
+  return std::make_unique<WordPiece>(vocabulary, options);
 }
 std::unique_ptr<const Model> make_word_level(const Vocabulary& vocabulary,
                                              const ModelOptions& options) {

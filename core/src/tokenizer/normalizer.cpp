@@ -57,6 +57,57 @@ std::string strip(std::string_view text, const StripSpace& step) {
   return std::string(text.substr(begin, end - begin));
 }
 
+/// Categories as utf8proc's Unicode version has them.
+bool is_removed(char32_t c) {
+  if (c == 0 || c == 0xFFFD) return true;
+  if (c == '\t' || c == '\n' || c == '\r') return false;
+  const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
+  return category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF ||
+         category == UTF8PROC_CATEGORY_CO;
+}
+
+/// The blocks that the reference takes for Chinese; the sixth begins at 2B920, not 2B820, there.
+bool is_chinese(char32_t c) {
+  constexpr std::array<std::pair<char32_t, char32_t>, 8> kBlocks = {{{0x3400, 0x4DBF},
+                                                                     {0x4E00, 0x9FFF},
+                                                                     {0xF900, 0xFAFF},
+                                                                     {0x20000, 0x2A6DF},
+                                                                     {0x2A700, 0x2B73F},
+                                                                     {0x2B740, 0x2B81F},
+                                                                     {0x2B920, 0x2CEAF},
+                                                                     {0x2F800, 0x2FA1F}}};
+  return std::ranges::any_of(kBlocks, [&](const auto& b) { return b.first <= c && c <= b.second; });
+}
+
+std::string bert(std::string_view text, const BertNormalize& step) {
+  std::string out;
+  for (std::size_t at = 0; at < text.size();) {
+    const CodePoint c = code_point_at(text, at);
+    const std::string_view same = text.substr(at, c.size);
+    at += c.size;
+    if (step.clean && is_removed(c.value)) continue;
+    if (step.clean && is_white_space(c.value)) {
+      out += ' ';
+    } else if (step.chinese && is_chinese(c.value)) {
+      out.append(1, ' ').append(same).append(1, ' ');
+    } else {
+      out += same;
+    }
+  }
+  if (step.strip_accents) {
+    const std::string apart = to_form(out, UnicodeForm::nfd);
+    out.clear();
+    for (std::size_t at = 0; at < apart.size();) {
+      const CodePoint c = code_point_at(apart, at);
+      if (utf8proc_category(static_cast<utf8proc_int32_t>(c.value)) != UTF8PROC_CATEGORY_MN) {
+        out.append(apart, at, c.size);
+      }
+      at += c.size;
+    }
+  }
+  return step.lowercase ? lowercase(out) : out;
+}
+
 struct Apply {
   std::string_view text;
 
@@ -67,6 +118,7 @@ struct Apply {
   }
   std::string operator()(const Replace& step) const { return replace_matches(text, step); }
   std::string operator()(const StripSpace& step) const { return strip(text, step); }
+  std::string operator()(const BertNormalize& step) const { return bert(text, step); }
 };
 
 }  // namespace

@@ -31,7 +31,12 @@ struct Replace {
 struct StripSpace {
   bool left = false, right = false;
 };
-using NormalizerStep = std::variant<ToForm, Lowercase, Prepend, Replace, StripSpace>;
+/// BERT's: control characters away and white space to spaces, spaces around Chinese characters,
+/// NFD without combining marks, lower case; each if asked for, in this order.
+struct BertNormalize {
+  bool clean = true, chinese = true, strip_accents = true, lowercase = true;
+};
+using NormalizerStep = std::variant<ToForm, Lowercase, Prepend, Replace, StripSpace, BertNormalize>;
 
 /// Error if a chain of steps of `what` has made a text grow beyond all reason.
 void check_growth(std::size_t before, std::size_t after, std::string_view what);

@@ -115,6 +115,9 @@ struct Tokenizer::Impl {
       case ModelKind::scored_bpe:
         model = make_scored_bpe(definition.vocabulary, definition.scores, definition.options);
         break;
+      case ModelKind::word_piece:
+        model = make_word_piece(definition.vocabulary, definition.options);
+        break;
       case ModelKind::word_level:
         model = make_word_level(definition.vocabulary, definition.options);
         break;

@@ -87,7 +87,7 @@ class Backward {
   ~Backward();
   Backward(Backward&&) noexcept;
 
-  /// Adds the gradient at the logits of some token rows of the tape: gradient [rows, d_vocab] with
+  /// Adds the gradient at the logits of some token rows of the tape: gradient [rows, d_out] with
   /// respect to the final logits (after the soft-cap). May be called several times before run().
   void seed(const Tape& tape, std::span<const std::int64_t> rows, std::span<const float> gradient);
   /// The same at the output of the last block: gradient [tokens, d_model].

@@ -14,7 +14,8 @@
 
 namespace lamina {
 
-/// The largest logits of every token, and the log-probability of what came next.
+/// The largest logits of every token (of a classifier: ids are numbers of labels), and the
+/// log-probability of what came next (NaN but for causal language models).
 struct LogitSummary {
   std::int64_t k = 0;
   std::vector<std::int32_t> topk_ids;  // [token, k]; ties by smaller id

@@ -14,11 +14,23 @@ enum class NormPlace : std::uint8_t { none, pre, post, sandwich };
 enum class Positions : std::uint8_t { none, learned, rotary };
 /// half: pairs (i, i + d/2), GPT-NeoX. interleaved: pairs (2i, 2i + 1), GPT-J.
 enum class RopeStyle : std::uint8_t { half, interleaved };
+/// What the logits are about. language: the vocabulary, at every token. classifier: `labels`; the
+/// answer for a prompt is that of its first token. none: the model ends with the residual stream.
+enum class Head : std::uint8_t { language, classifier, none };
 enum class RopeScaling : std::uint8_t { none, linear, llama3 };
 /// gelu is the exact one (erf); gelu_tanh its tanh approximation; quick_gelu x·sigmoid(1.702 x);
 /// solu x·softmax(x) over the layer; solu_ln the same followed by a LayerNorm (Anthropic's toy
-/// models, TransformerLens).
-enum class Activation : std::uint8_t { relu, gelu, gelu_tanh, quick_gelu, silu, solu, solu_ln };
+/// models, TransformerLens); tanh only in a head.
+enum class Activation : std::uint8_t {
+  relu,
+  gelu,
+  gelu_tanh,
+  quick_gelu,
+  silu,
+  solu,
+  solu_ln,
+  tanh
+};
 
 /// One rotary-position setting. A model has several when layers differ (Gemma 3).
 struct Rope {
@@ -48,6 +60,11 @@ struct LayerConfig {
 ///   out  = x + attention(norm1(x)) + mlp(norm2(x))        (norm2 = norm1 if shared)
 /// post:
 ///   mid  = norm1(x + attention(x)),  out = norm2(mid + mlp(mid))
+///
+/// Around the blocks:
+///   x      = embed_norm(scale · embed[id] + type_embed[0] + pos_embed[position])
+///   logits = unembed(final_norm(head_act(head_dense(x))))
+/// where every part but the embedding may be missing.
 struct ModelConfig {
   std::string family;  // "gpt2", "llama", … ; "lamina" for the canonical family itself
 
@@ -86,14 +103,27 @@ struct ModelConfig {
   bool shared_parallel_norm = false;  // norm2 is norm1
 
   double embed_scale = 1.0;
-  bool tied = false;       // unembedding = embedding
-  bool head_bias = false;  // b_U
+  std::int64_t n_types = 0;  // token types (BERT's segments): row 0 is added to every token
+  bool embed_norm = false;   // a norm on the sum of the embeddings
+
+  Head head = Head::language;
+  std::vector<std::string> labels;  // classifier: names, one a logit
+  bool head_dense = false;          // a dense layer D → D with bias in front of the final norm
+  Activation head_act = Activation::tanh;  // of that layer
+  bool tied = false;                       // unembedding = embedding
+  bool head_bias = false;                  // b_U
   double final_softcap = 0.0;
 
   std::vector<LayerConfig> layers;  // n_layers entries
 
   std::int64_t d_attn() const { return n_heads * d_head; }   // width of q and z
   std::int64_t d_kv() const { return n_kv_heads * d_head; }  // width of k and v
+  /// Logits of a row: d_vocab, the number of labels, or 0.
+  std::int64_t d_out() const {
+    return head == Head::language ? d_vocab
+           : head == Head::none   ? 0
+                                  : static_cast<std::int64_t>(labels.size());
+  }
 };
 
 /// Throws Error (naming `source`) unless all sizes are positive and within caps, n_heads is a

@@ -157,14 +157,17 @@ class Forward {
   void read_head(SiteKind kind, std::int32_t layer, std::int64_t head,
                  std::span<const float> residual, std::span<float> out) const;
 
-  /// The model's own logits for token rows of the last run: out [rows, d_vocab]. Only these rows
-  /// are computed. Follows what hooks wrote, the final norm's sites included.
+  /// The model's own logits for token rows of the last run: out [rows, d_out]. Only these rows
+  /// are computed. Follows what hooks wrote, the final norm's sites included. A classifier's answer
+  /// for a prompt is that of its first row. UsageError if the model has no head.
   void run_logits(std::span<const std::int64_t> rows, std::span<float> out);
 
-  /// Final norm of residual rows: x [rows, d_model] → out [rows, d_model] (norm weights applied).
+  /// What stands between the last block and the unembedding, of residual rows: the head's dense
+  /// layer and the final norm, as far as the model has them. x [rows, d_model] → out [rows,
+  /// d_model] (norm weights applied).
   void final_norm(std::span<const float> x, std::span<float> out) const;
 
-  /// Logits of normalised rows: x [rows, d_model] → out [rows, d_vocab]; bias and soft-cap applied.
+  /// Logits of normalised rows: x [rows, d_model] → out [rows, d_out]; bias and soft-cap applied.
   void unembed(std::span<const float> x, std::span<float> out) const;
 
   /// final_norm then unembed: the logits a residual row decodes to (logit lens; the model's own

@@ -16,6 +16,8 @@ namespace lamina {
 enum class SiteKind : std::uint8_t {
   embed,
   pos_embed,
+  embed_ln_scale,
+  embed_ln_normalized,
   resid_pre,
   ln1_scale,
   ln1_normalized,
@@ -32,6 +34,7 @@ enum class SiteKind : std::uint8_t {
   ln1_post_normalized,
   attn_out,
   resid_mid,
+  normalized_resid_mid,
   ln2_scale,
   ln2_normalized,
   mlp_pre,
@@ -41,11 +44,12 @@ enum class SiteKind : std::uint8_t {
   ln2_post_normalized,
   mlp_out,
   resid_post,
+  normalized_resid_post,
   ln_final_scale,
   ln_final_normalized,
 };
 
-/// One place: a kind, and a layer (−1 for embed, pos_embed and the final norm).
+/// One place: a kind, and a layer (−1 for the embeddings and the final norm).
 struct Site {
   SiteKind kind = SiteKind::resid_post;
   std::int32_t layer = -1;

@@ -24,7 +24,7 @@ enum class Bos : std::uint8_t {
 /// Text to token ids and back. Immutable after loading; safe to share between threads.
 ///
 /// Byte-level BPE (GPT-2, Llama 3, Qwen 2/3, SmolLM2 pre-tokenizers), SentencePiece-style BPE with
-/// byte fallback (Llama 2, Gemma), and whole words (WordLevel). References: the `tokenizers`
+/// byte fallback (Llama 2, Gemma), WordPiece (BERT), and whole words (WordLevel). References: the `tokenizers`
 /// package; for the scored pieces of a GGUF file the `sentencepiece` package. Neither truncation
 /// nor padding of a file is applied.
 class Tokenizer {
@@ -52,7 +52,7 @@ class Tokenizer {
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const;
 
   /// The bytes that one token stands for, a leading space included; a special token's own name.
-  /// May be a part of a UTF-8 sequence.
+  /// May be a part of a UTF-8 sequence. WordPiece: the entry itself, "##" included.
   const std::string& piece(std::int32_t id) const;
   /// The token that stands for exactly these bytes (`" the"`, `"the"`); nullopt if there is none.
   /// Special tokens and byte-fallback tokens are not found this way.

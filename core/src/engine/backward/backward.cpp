@@ -83,6 +83,7 @@ struct Backward::Impl {
   void check_norms(const Tape::Impl& t) const;
   void run();
   void final_norm();
+  void head_dense();
   void step(const Tape::Impl::Step& s);
   void attention(const Tape::Impl::Step& s);
   void attention_heads(const Tape::Impl::Step& s);
@@ -169,7 +170,10 @@ void Backward::Impl::check_norms(const Tape::Impl& t) const {
 void Backward::Impl::seed(const Tape::Impl& t, std::span<const std::int64_t> rows,
                           std::span<const float> gradient) {
   check_tape(t);
-  const std::int64_t d = config.d_model, vocabulary = config.d_vocab;
+  if (config.head == Head::none) {
+    fail_usage("this {} model has no head: it has no logits to go back from", config.family);
+  }
+  const std::int64_t d = config.d_model, vocabulary = config.d_out();
   const auto count = static_cast<std::int64_t>(rows.size());
   if (static_cast<std::int64_t>(gradient.size()) != count * vocabulary) {
     fail_usage("a gradient of {} values was given, {} rows × {} need {}", gradient.size(), count,
@@ -187,7 +191,9 @@ void Backward::Impl::seed(const Tape::Impl& t, std::span<const std::int64_t> row
   if (config.final_softcap > 0 || wants_norms) {
     std::vector<float> read(size(count * d));
     const bool normed = !t.final_norm.normalized.empty();
-    const std::vector<float>& source = normed ? t.final_norm.normalized : t.resid;
+    const std::vector<float>& source = normed              ? t.final_norm.normalized
+                                       : config.head_dense ? t.head
+                                                           : t.resid;
     for (std::int64_t r = 0; r < count; ++r) {
       std::copy_n(source.data() + rows[size(r)] * d, d, read.data() + r * d);
     }
@@ -195,6 +201,8 @@ void Backward::Impl::seed(const Tape::Impl& t, std::span<const std::int64_t> row
       kernels::norm_affine(read.data(), d, count, d, weights.ln_final.weight.data(),
                            static_cast<float>(config.norm_offset),
                            data_or_null(weights.ln_final.bias), read.data(), d);
+    } else if (config.head_dense) {
+      kernels::activate(config.head_act, read.data(), count, d, read.data());
     }
     if (config.final_softcap > 0) {
       const auto cap = static_cast<float>(config.final_softcap);
@@ -220,7 +228,7 @@ void Backward::Impl::seed(const Tape::Impl& t, std::span<const std::int64_t> row
 void Backward::Impl::unembed_input(std::span<const std::int64_t> rows,
                                    const std::vector<float>& gradient) {
   constexpr std::size_t kFew = 64;
-  const std::int64_t d = config.d_model, vocabulary = config.d_vocab;
+  const std::int64_t d = config.d_model, vocabulary = config.d_out();
   std::vector<std::int64_t> dense;
   std::vector<float> word(size(d));
   for (std::size_t r = 0; r < rows.size(); ++r) {
@@ -347,8 +355,22 @@ void Backward::Impl::final_norm() {
           SiteKind::ln_final_normalized, -1, "ln_final"},
          x);
   }
+  if (config.head_dense) head_dense();
   if (*read_points) (*read_points)({}, x);
   add_to_x(resid_gradient);
+}
+
+// x, the gradient at the output of the head's dense layer, becomes the one at its input.
+void Backward::Impl::head_dense() {
+  const std::int64_t d = config.d_model;
+  std::vector<float> slope(x.size());
+  backward::activation_factor(config.head_act, tape->head.data(), tokens * d, *rules, slope.data());
+  for (std::size_t i = 0; i < x.size(); ++i) slope[i] *= x[i];
+  if (wants_norms) {
+    norms.linear("head", "head.b", tokens, {tape->resid.data(), d}, d, {slope.data(), d}, d,
+                 !weights.head.bias.empty());
+  }
+  times(slope, weights.head, x);
 }
 
 void Backward::Impl::step(const Tape::Impl::Step& s) {
@@ -362,7 +384,10 @@ void Backward::Impl::step(const Tape::Impl::Step& s) {
                            layer, "ln2"};
   const ReadPoint mlp_point{ReadPoint::Kind::mlp, layer, -1};
 
-  if (after && has_mlp) norm(second, x);
+  if (after && has_mlp) {
+    fire(SiteKind::normalized_resid_post, layer, x);
+    norm(second, x);
+  }
   fire(SiteKind::resid_post, layer, x);
 
   if (config.parallel) {
@@ -405,7 +430,10 @@ void Backward::Impl::step(const Tape::Impl::Step& s) {
       add_to_x(reading);
     }
   }
-  if (after && s.step.attention) norm(first, x);
+  if (after && s.step.attention) {
+    if (config.d_mlp > 0) fire(SiteKind::normalized_resid_mid, layer, x);
+    norm(first, x);
+  }
   if (config.d_mlp > 0) fire(SiteKind::resid_mid, layer, x);
   if (s.step.attention) {
     out = x;
@@ -685,6 +713,14 @@ void Backward::Impl::activation(const Tape::Impl::Step& s) {
 void Backward::Impl::embedding() {
   const std::int64_t d = config.d_model;
   const bool from_ids = tape->embedded;
+  if (from_ids && config.embed_norm) {
+    norm({tape->embed_norm, weights.embed_norm, SiteKind::embed_ln_scale,
+          SiteKind::embed_ln_normalized, -1, "embed_norm"},
+         x);
+  }
+  if (from_ids && config.n_types > 0 && wants_norms) {
+    norms.rows("type_embed", std::vector<std::int32_t>(size(tokens)), d, x.data());
+  }
   if (from_ids && config.positions == Positions::learned) {
     part = x;
     fire(SiteKind::pos_embed, -1, part);
@@ -702,7 +738,7 @@ void Backward::Impl::embedding() {
   norms.unembed(config.tied ? "embed" : "unembed",
                 {.rows = static_cast<std::int64_t>(seed_inputs.size()) / d,
                  .d = d,
-                 .vocabulary = config.d_vocab,
+                 .vocabulary = config.d_out(),
                  .x = seed_inputs.data(),
                  .gradient = seed_gradients.data(),
                  .has_bias = !weights.unembed.bias.empty(),

@@ -89,10 +89,11 @@ void norm_weight(float* gradient, std::int64_t rows, std::int64_t d, const float
 
 namespace {
 
-// act(x)/x, and what it tends to at 0. The activations but ReLU are x·s(x) with a smooth s.
+// act(x)/x, and what it tends to at 0. But for ReLU and tanh the activations are x·s(x) with a
+// smooth s, s(0) = ½.
 void ratio(Activation act, const float* x, std::int64_t n, float* out) {
   kernels::activate(act, x, 1, n, out);
-  const float at_zero = act == Activation::relu ? 0.0f : 0.5f;
+  const float at_zero = act == Activation::relu ? 0.0f : act == Activation::tanh ? 1.0f : 0.5f;
   for (std::int64_t i = 0; i < n; ++i) out[i] = x[i] == 0.0f ? at_zero : out[i] / x[i];
 }
 
@@ -106,6 +107,11 @@ void ratio_factor(Activation act, const float* x, std::int64_t n, double stabili
 void derivative(Activation act, const float* x, std::int64_t n, float* factor) {
   if (act == Activation::relu) {
     for (std::int64_t i = 0; i < n; ++i) factor[i] = x[i] > 0.0f ? 1.0f : 0.0f;
+    return;
+  }
+  if (act == Activation::tanh) {
+    kernels::activate(act, x, 1, n, factor);
+    for (std::int64_t i = 0; i < n; ++i) factor[i] = 1.0f - factor[i] * factor[i];
     return;
   }
   ratio(act, x, n, factor);  // s(x); the derivative is s + x·s′

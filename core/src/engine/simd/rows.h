@@ -126,6 +126,8 @@ inline void with_activation(Activation act, Use use) {
       return use([](F x) { return quick_gelu(x); });
     case Activation::silu:
       return use([](F x) { return silu(x); });
+    case Activation::tanh:
+      return use([](F x) { return tanh(x); });
     case Activation::solu:
     case Activation::solu_ln:
       break;  // of whole rows: row_solu
