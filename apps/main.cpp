@@ -71,6 +71,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_lens(app, globals);
   register_tune(app, globals);
   register_latent(app, globals);
+  register_void(app, globals);
   register_completion(app, globals);
   app.footer("`lamina VERB --help` explains a verb. Documentation: docs/ in the source tree.");
 }
