@@ -38,6 +38,7 @@ SkipMode parse_skip_mode(std::string_view name) {
 
 SkipRun::SkipRun(const ModelConfig& config, SkipOptions options)
     : config_(config), options_(std::move(options)), left_out_(size(config.n_layers)) {
+  check_voids_make_sense(config_);
   check_alphas({&options_.alpha, 1});
   for (std::int32_t layer : options_.layers) {
     if (layer < 0 || layer >= config_.n_layers) {

@@ -70,7 +70,7 @@ std::vector<double> VoidCounts::model_usages() const {
 VoidProbe::VoidProbe(const ModelConfig& config, VoidOptions options)
     : config_(config), options_(std::move(options)) {
   check_alphas(options_.alphas);
-  if (config_.n_layers < 1) fail("void: the model has no layers");
+  check_voids_make_sense(config_);
   results_.counts = VoidCounts(static_cast<std::int64_t>(options_.alphas.size()), config_.n_layers);
 }
 

@@ -43,6 +43,15 @@ bool VoidDetector::active(double delta) {
   return !halted_;
 }
 
+void check_voids_make_sense(const ModelConfig& config) {
+  if (config.n_layers < 1) fail_usage("voids: the model has no layers");
+  if (config.norm_place == NormPlace::post) {
+    fail_usage(
+        "voids: {} models normalise after each addition, their blocks add to no common stream",
+        config.family);
+  }
+}
+
 void check_alphas(std::span<const double> alphas) {
   if (alphas.empty()) fail_usage("no α was given");
   for (std::size_t i = 0; i < alphas.size(); ++i) {

@@ -42,6 +42,7 @@ struct VoidCounts {
   /// Both for writing: [alpha, phase, layer] and [alpha, phase].
   std::vector<double> usages() const;
   std::vector<double> model_usages() const;
+  bool operator==(const VoidCounts&) const = default;
 };
 
 /// What was found. A alphas, L layers, T tokens; the token arrays are empty without keep_tokens.
@@ -56,6 +57,7 @@ struct VoidResults {
   std::vector<std::uint8_t> active;     // [T, A, L]
 
   std::int64_t tokens() const { return static_cast<std::int64_t>(position.size()); }
+  bool operator==(const VoidResults&) const = default;
 };
 
 /// Detects voids, the layers that change the norm of a token's residual stream little: see

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "lamina/core/config.h"
+
 namespace lamina {
 
 /// When a layer counts as void for a token. δ_l = ‖stream leaving block l‖ − ‖stream entering it‖,
@@ -40,6 +42,10 @@ class VoidDetector {
   double max_ = 0, min_ = 0;
   bool seen_ = false, halted_ = false;
 };
+
+/// UsageError for models that normalise after each addition: their blocks do not add to one stream,
+/// and the norm of what leaves a block says little.
+void check_voids_make_sense(const ModelConfig& config);
 
 /// Throws UsageError unless there is an α, all are finite and ≥ 0, and none stands twice.
 void check_alphas(std::span<const double> alphas);
