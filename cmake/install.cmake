@@ -17,5 +17,5 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/laminaConfig.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/laminaConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/lamina)
 # The shipped models and word lists: `lamina info organism` works from the installed program.
-install(DIRECTORY data/organism data/planted data/words DESTINATION ${CMAKE_INSTALL_DATADIR}/lamina
+install(DIRECTORY data/organism data/planted data/words data/questions DESTINATION ${CMAKE_INSTALL_DATADIR}/lamina
         PATTERN "*.py" EXCLUDE PATTERN "__pycache__" EXCLUDE)
