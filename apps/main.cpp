@@ -72,6 +72,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_tune(app, globals);
   register_latent(app, globals);
   register_void(app, globals);
+  register_eval(app, globals);
   register_completion(app, globals);
   app.footer("`lamina VERB --help` explains a verb. Documentation: docs/ in the source tree.");
 }

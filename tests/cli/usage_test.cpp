@@ -23,7 +23,8 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   for (const char* verb : {"record", "merge", "generate", "tokenize"}) {
     EXPECT_TRUE(at(verb) > record && at(verb) < read) << verb;
   }
-  for (const char* verb : {"lens", "tune", "latent"}) EXPECT_GT(at(verb), read) << verb;
+  for (const char* verb : {"lens", "tune", "latent", "void", "eval"})
+    EXPECT_GT(at(verb), read) << verb;
   for (const char* option : {"--threads", "--seed", "--quiet", "--color", "--log-level"}) {
     EXPECT_NE(help.find(option), std::string::npos) << option;
   }
@@ -31,7 +32,7 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
 
 TEST_F(Usage, EveryVerbExplainsItself) {
   for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
-                           "tokenize", "lens", "tune", "latent", "completion"}) {
+                           "tokenize", "lens", "tune", "latent", "void", "eval", "completion"}) {
     const std::string help = lamina(std::string(verb) + " --help");
     EXPECT_NE(help.find(std::string("Usage: lamina ") + verb), std::string::npos) << help;
   }
@@ -40,7 +41,7 @@ TEST_F(Usage, EveryVerbExplainsItself) {
 TEST_F(Usage, TheDocumentShowsTheHelpAsItIs) {
   const std::string document = read_file(LAMINA_SOURCE_DIR "/docs/command-line.md");
   for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
-                           "tokenize", "lens", "tune", "latent", "completion"}) {
+                           "tokenize", "lens", "tune", "latent", "void", "eval", "completion"}) {
     std::string help = lamina(std::string(verb) + " --help");
     while (help.ends_with('\n')) help.pop_back();
     EXPECT_NE(document.find("## " + std::string(verb) + "\n\n```\n" + help + "\n```\n"),
