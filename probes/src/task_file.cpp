@@ -116,7 +116,7 @@ void read_arc(const Line& line, Question& out) {
   const std::string key = line.text(line.json, "answerKey");
   const auto found = std::find(labels.begin(), labels.end(), key);
   if (found == labels.end()) {
-    fail("{}: key 'answerKey': expected one of the labels {}, found {}", line.where,
+    fail("{}: key \"answerKey\": expected one of the labels {}, found {}", line.where,
          fmt::join(labels, ", "), quote(key));
   }
   out.right = found - labels.begin();

@@ -94,7 +94,7 @@ TEST_P(Voids, EvalAsksTheShippedQuestions) {
 
 TEST_P(Voids, EvalNamesMistakes) {
   write("bad.jsonl", "{\"question\": \"q\", \"options\": [\"a\", \"b\"], \"answer\": 7}\n");
-  expect_error("-q eval organism --task bad.jsonl", 1, "line 1: key 'answer'");
+  expect_error("-q eval organism --task bad.jsonl", 1, "line 1: key \"answer\"");
   write("q.jsonl", "{\"question\": \"q\", \"options\": [\"a\", \"b\"], \"answer\": 1}\n");
   expect_error("-q eval organism --task q.jsonl --skip-layers 9", 2, "expected layers 0 to 5");
   expect_error("-q eval organism --task q.jsonl --skip-layers 3-1", 2, "expected layers 0 to 5");

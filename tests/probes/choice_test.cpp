@@ -106,7 +106,7 @@ TEST_F(TaskFile, BrokenOnesAreRefusedWithTheirLine) {
   expect_error("{\"prompt\": \"q\"}\n", "line 1: of no known layout");
   expect_error(good + "{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": 0}\n",
                "line 2: a question in layout mmlu, the lines before are in layout lamina");
-  expect_error("{\"question\": \"q\", \"options\": [\"a\", \"b\"]}\n", "key 'answer' is missing");
+  expect_error("{\"question\": \"q\", \"options\": [\"a\", \"b\"]}\n", "key \"answer\" is missing");
   expect_error("{\"question\": \"q\", \"options\": [\"a\", \"b\"], \"answer\": 2}\n",
                "expected a letter A to B or a number 0 to 1 for 2 options, found 2");
   expect_error("{\"question\": \"q\", \"options\": [\"a\", \"b\"], \"answer\": -1}\n", "found -1");
@@ -116,7 +116,7 @@ TEST_F(TaskFile, BrokenOnesAreRefusedWithTheirLine) {
   expect_error("{\"question\": \"q\", \"options\": [\"a\", \" \"], \"answer\": 0}\n",
                "texts that are not empty");
   expect_error("{\"question\": 5, \"options\": [\"a\", \"b\"], \"answer\": 0}\n",
-               "key 'question': expected a text, found 5");
+               "key \"question\": expected a text, found 5");
   expect_error("{\"question\": \"q\", \"options\": \"ab\", \"answer\": 0}\n", "a list of texts");
   expect_error("{\"question\": \"q\", \"passage\": \"p\", \"answer\": 1}\n", "true or false");
   expect_error(
@@ -128,11 +128,11 @@ TEST_F(TaskFile, BrokenOnesAreRefusedWithTheirLine) {
       "\"B\"]}, \"answerKey\": \"D\"}\n",
       "one of the labels A, B");
   expect_error("{\"Question\": \"q\", \"Correct Answer\": \"a\", \"Incorrect Answer 1\": \"b\"}\n",
-               "key 'Incorrect Answer 2' is missing");
+               "key \"Incorrect Answer 2\" is missing");
   expect_error(
       "{\"id\": \"x\", \"question\": \"q\", \"options\": [\"a\", \"b\"], \"answer\": 0}\n"
       "{\"id\": \"x\", \"question\": \"q\", \"options\": [\"a\", \"b\"], \"answer\": 0}\n",
-      "line 2: id 'x' stands twice");
+      "line 2: id \"x\" stands twice");
   EXPECT_THROW(read_task(folder_.path() / "nothing.jsonl"), Error);
 }
 
