@@ -1,5 +1,6 @@
 #include "inputs.h"
 
+#include <charconv>
 #include <chrono>
 #include <ctime>
 
@@ -129,6 +130,23 @@ Model load_model(const std::string& typed) {
   message(LogLevel::debug, fmt::format("loaded {} in {} ({} of weights)", path.string(),
                                        duration_text(seconds), bytes_text(model.weight_bytes())));
   return model;
+}
+
+std::uint64_t parse_bytes(const std::string& text, std::string_view option) {
+  std::uint64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, value);
+  const std::string_view unit(parsed.ptr, static_cast<std::size_t>(end - parsed.ptr));
+  int shift = -1;
+  if (unit.empty()) shift = 0;
+  if (unit == "k" || unit == "K") shift = 10;
+  if (unit == "M") shift = 20;
+  if (unit == "G") shift = 30;
+  if (unit == "T") shift = 40;
+  if (parsed.ec != std::errc{} || shift < 0 || value == 0 || value > (~std::uint64_t{0} >> shift)) {
+    fail_usage("{} is '{}', expected a number of bytes such as 500M or 4G", option, text);
+  }
+  return value << shift;
 }
 
 std::string now_utc() {

@@ -53,6 +53,9 @@ void remove_recording(const std::filesystem::path& path);
 /// Loads a model (path or shipped name) and says so.
 Model load_model(const std::string& typed);
 
+/// "4G", "500M", "64k" or plain bytes, as typed for `option`. UsageError for anything else.
+std::uint64_t parse_bytes(const std::string& text, std::string_view option);
+
 std::string now_utc();
 /// Root attributes of a result file: tool_version, argv, created_utc, seed.
 std::map<std::string, std::string> provenance(const Globals& globals);

@@ -73,6 +73,11 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_latent(app, globals);
   register_void(app, globals);
   register_eval(app, globals);
+  register_pairs(app, globals);
+  register_patch(app, globals);
+  register_ablate(app, globals);
+  register_edges(app, globals);
+  register_bakeoff(app, globals);
   register_completion(app, globals);
   app.footer("`lamina VERB --help` explains a verb. Documentation: docs/ in the source tree.");
 }

@@ -41,6 +41,7 @@ int run_demo(const std::string& typed, const Globals& globals) {
   fs::create_directories(folder);
   const auto in = [&](const char* name) { return (folder / name).string(); };
   const std::string prompts = typed_path(data_folder() / "organism" / "prompts.jsonl");
+  const std::string pairs = typed_path(data_folder() / "organism" / "pairs" / "ioi.jsonl");
 
   step(globals,
        "The organism: a small trained transformer that finishes sentences, compares years, repeats "
@@ -64,11 +65,33 @@ int run_demo(const std::string& typed, const Globals& globals) {
         in("latent.h5")},
        "--force");
 
+  step(globals,
+       "Causes: the names' roles are swapped in the corrupted prompt. Which attention head, put "
+       "back, "
+       "brings the answer back? Every number is a run of the model.",
+       {"patch", "organism", "--pairs", pairs, "--site", "z", "--show", "3", "-o", in("patch.h5")},
+       "--force");
+  step(globals,
+       "The same question answered in one backward pass (relevance patching), with its error: all "
+       "nodes patched exactly beside it.",
+       {"patch", "organism", "--pairs", pairs, "--site", "z", "--method", "relp", "--check", "all",
+        "--show", "3", "-o", in("relp.h5")},
+       "--force");
+  step(globals,
+       "What do the components pass on to each other? The circuit of the 5 % strongest edges, and "
+       "how "
+       "much of the behaviour it keeps.",
+       {"edges", "organism", "--pairs", pairs, "--share", "0.05", "--faithfulness", "--show", "5",
+        "-o", in("edges.h5")},
+       "--force");
+  step(globals, "Which sublayers can the model do without?",
+       {"ablate", "organism", "--pairs", pairs, "--remove", "4", "-o", in("ablate.h5")}, "--force");
+
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Output out;
-  out.print("\n{} {} and {} hold the numbers behind these tables ({}).\n", in("run.h5") + ",",
-            in("lens.h5"), in("latent.h5"), duration_text(seconds));
+  out.print("\nThe HDF5 files in {} hold the numbers behind these tables ({}).\n", folder.string(),
+            duration_text(seconds));
   out.close();
   return 0;
 }
@@ -78,7 +101,7 @@ int run_demo(const std::string& typed, const Globals& globals) {
 void register_demo(CLI::App& app, Globals& globals) {
   auto folder = std::make_shared<std::string>();
   CLI::App* verb =
-      app.add_subcommand("demo", "record and read a small model that ships with lamina");
+      app.add_subcommand("demo", "record, read and patch a small model that ships with lamina");
   verb->group("Look");
   verb->add_option("-o,--output", *folder,
                    "folder for the HDF5 files (default ./lamina-demo); "

@@ -61,24 +61,6 @@ Range parse_shard(const std::string& text, std::int64_t total) {
   return {start(part - 1), start(part)};
 }
 
-// "500M", "4G", "1048576".
-std::uint64_t parse_size(const std::string& text) {
-  std::uint64_t value = 0;
-  const char* end = text.data() + text.size();
-  const auto parsed = std::from_chars(text.data(), end, value);
-  const std::string_view unit(parsed.ptr, static_cast<std::size_t>(end - parsed.ptr));
-  int shift = -1;
-  if (unit.empty()) shift = 0;
-  if (unit == "k" || unit == "K") shift = 10;
-  if (unit == "M") shift = 20;
-  if (unit == "G") shift = 30;
-  if (unit == "T") shift = 40;
-  if (parsed.ec != std::errc{} || shift < 0 || value == 0 || value > (~std::uint64_t{0} >> shift)) {
-    fail_usage("--shard-size is '{}', expected a number of bytes such as 500M or 4G", text);
-  }
-  return value << shift;
-}
-
 // Fingerprint of what is being run: the given ids of every prompt, and how they are continued.
 // The same for every shard of a run and for a resumed one.
 std::string inputs_fingerprint(std::span<const Prompt> prompts, const Sampling& sampling,
@@ -179,7 +161,7 @@ void print_plan(Forward& forward, std::span<const Prompt> prompts, const Args& a
 
 int run_record(const Args& args, const Globals& globals) {
   const StoreType store = parse_store_type(args.dtype);
-  const std::uint64_t shard_bytes = parse_size(args.shard_size);
+  const std::uint64_t shard_bytes = parse_bytes(args.shard_size, "--shard-size");
   const std::filesystem::path path = args.output.path;
   if (!args.dry_run) {
     if (path.empty()) fail_usage("the output is missing; give -o FILE");

@@ -21,6 +21,11 @@ void register_tune(CLI::App& app, Globals& globals);
 void register_latent(CLI::App& app, Globals& globals);
 void register_void(CLI::App& app, Globals& globals);
 void register_eval(CLI::App& app, Globals& globals);
+void register_pairs(CLI::App& app, Globals& globals);
+void register_patch(CLI::App& app, Globals& globals);
+void register_ablate(CLI::App& app, Globals& globals);
+void register_edges(CLI::App& app, Globals& globals);
+void register_bakeoff(CLI::App& app, Globals& globals);
 void register_completion(CLI::App& app, Globals& globals);
 
 }  // namespace lamina::cli

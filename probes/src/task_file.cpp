@@ -4,11 +4,11 @@
 #include <numeric>
 #include <unordered_set>
 
-#include "files/file_text.h"
-#include "files/strict_json.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
+#include "lamina/internal/line_reader.h"
+#include "lamina/internal/strict_json.h"
 #include "lamina/probes/choice.h"
-#include "record/line_reader.h"
 
 namespace lamina {
 namespace {

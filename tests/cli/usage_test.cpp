@@ -9,13 +9,20 @@ namespace {
 
 using Usage = Cli;
 
+constexpr const char* kVerbs[] = {
+    "info",     "verify",  "diff", "demo",   "record",     "merge", "generate",
+    "tokenize", "lens",    "tune", "latent", "pairs",      "patch", "edges",
+    "ablate",   "bakeoff", "void", "eval",   "completion",
+};
+
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   const std::string help = lamina("--help");
   const std::size_t look = help.find("\nLook:\n"), record = help.find("\nRecord:\n"),
-                    read = help.find("\nRead:\n");
+                    read = help.find("\nRead:\n"), intervene = help.find("\nIntervene:\n");
   ASSERT_NE(look, std::string::npos);
   ASSERT_NE(record, std::string::npos);
   ASSERT_NE(read, std::string::npos);
+  ASSERT_NE(intervene, std::string::npos);
   const auto at = [&](const char* verb) { return help.find(std::string("\n  ") + verb + " "); };
   for (const char* verb : {"info", "verify", "diff", "demo"}) {
     EXPECT_TRUE(at(verb) > look && at(verb) < record) << verb;
@@ -23,16 +30,18 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   for (const char* verb : {"record", "merge", "generate", "tokenize"}) {
     EXPECT_TRUE(at(verb) > record && at(verb) < read) << verb;
   }
-  for (const char* verb : {"lens", "tune", "latent", "void", "eval"})
-    EXPECT_GT(at(verb), read) << verb;
+  for (const char* verb : {"lens", "tune", "latent", "void", "eval"}) {
+    EXPECT_TRUE(at(verb) > read && at(verb) < intervene) << verb;
+  }
+  for (const char* verb : {"pairs", "patch", "edges", "ablate"})
+    EXPECT_GT(at(verb), intervene) << verb;
   for (const char* option : {"--threads", "--seed", "--quiet", "--color", "--log-level"}) {
     EXPECT_NE(help.find(option), std::string::npos) << option;
   }
 }
 
 TEST_F(Usage, EveryVerbExplainsItself) {
-  for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
-                           "tokenize", "lens", "tune", "latent", "void", "eval", "completion"}) {
+  for (const char* verb : kVerbs) {
     const std::string help = lamina(std::string(verb) + " --help");
     EXPECT_NE(help.find(std::string("Usage: lamina ") + verb), std::string::npos) << help;
   }
@@ -40,8 +49,7 @@ TEST_F(Usage, EveryVerbExplainsItself) {
 
 TEST_F(Usage, TheDocumentShowsTheHelpAsItIs) {
   const std::string document = read_file(LAMINA_SOURCE_DIR "/docs/command-line.md");
-  for (const char* verb : {"info", "verify", "diff", "demo", "record", "merge", "generate",
-                           "tokenize", "lens", "tune", "latent", "void", "eval", "completion"}) {
+  for (const char* verb : kVerbs) {
     std::string help = lamina(std::string(verb) + " --help");
     while (help.ends_with('\n')) help.pop_back();
     EXPECT_NE(document.find("## " + std::string(verb) + "\n\n```\n" + help + "\n```\n"),

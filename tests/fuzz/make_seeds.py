@@ -92,5 +92,30 @@ def gguf_seeds():
     write_gguf("dims_overflow", [], [tensor("a", [2**62, 4], 0, 0)], b"x" * 64)
 
 
+def pairs_seeds():
+    def write(name, value):
+        line = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        (CORPUS / "pairs" / name).write_text(line, encoding="utf-8")
+
+    texts = {"clean": "Mary to John , John to", "corrupted": "Mary to John , Mary to"}
+    write("texts", {**texts, "correct": ["Mary"], "wrong": [" John"], "subject": "John", "id": "é"})
+    write("ids", {"clean": [1, 2], "corrupted": [1, 3, 2], "correct": [4], "wrong": [5, 6], "map": [0, 2]})
+    write("span", {"clean": [1, 2], "corrupted": [3, 2], "correct": ["a", 2], "subject": [0, 1], "id": 7})
+    write("both_sides", {**texts, "correct": ["Mary"], "wrong": ["Mary"]})
+    write("unknown", {**texts, "correct": ["Zorblax"]})
+    write("unequal", {"clean": "a b", "corrupted": "a", "correct": ["c"]})
+    write("huge_id", {"clean": [2**64 - 1], "corrupted": [-(2**63)], "correct": [1e300]})
+    write("cut", '{"clean": [1], "corrupted": [1], "correct": [')
+    names = ["a", "b", "c", "Mary", "John", "to"]
+    write("ioi", {"task": "ioi", "templates": ["{A} , {B} {x} {S} to"], "lists": {"name": names, "x": ["is"]}})
+    write("year", {"task": "greater_than", "templates": ["{start} {century}"], "lists": {"century": ["1"]}})
+    write("sva", {"task": "sva", "templates": ["{noun} to {attractor}"],
+                  "lists": {"noun": [["a", "b"], ["c", "Mary"]], "answer": [["is", "are"]]}})
+    write("translation", {"task": "translation", "templates": ["{word} \"{translation}\"\n"],
+                          "lists": {"word": [["a", "b"], ["b", "c"], ["c", "a"]]}})
+    write("braces", {"task": "capitals", "templates": ["{country}{"], "lists": {"country": [["a", "b"], ["b", "a"]]}})
+
+
 safetensors_seeds()
 gguf_seeds()
+pairs_seeds()

@@ -81,7 +81,7 @@ class Reference:
             x = x - x.mean(-1, keepdim=True)
         scale = (x.pow(2).mean(-1, keepdim=True) + self.c.eps).sqrt()
         if self.rules.norm:
-            scale = scale.detach()
+            scale = scale.detach().requires_grad_()
         if site:
             self.keep(site + ".hook_scale", scale)
         normalized = x / scale
@@ -142,7 +142,7 @@ class Reference:
         if not self.rules.activation or self.c.act == "relu":
             return act(x)
         moved = x + 1e-6 * (x.sign() + (x == 0))
-        ratio = (act(moved) / moved).detach()
+        ratio = (act(x) / moved).detach()
         return act(x).detach() + ratio * (x - x.detach())
 
     def mlp(self, l, x):

@@ -4,10 +4,11 @@
 
 For every golden folder NAME.safetensors holds, for the prompts of its golden.safetensors,
 "p{i}/rows" (int32) and "p{i}/c" [rows, V]: the metric m = Σ rows c·logits, c ~ N(0, 1) from a fixed
-seed, its value "p{i}/metric", and "p{i}/{site}" = ∂m/∂site, each prompt alone. "norm/{tensor}" is the norm of the gradient of the mean
-next-token negative log-likelihood over all prompts with respect to a canonical tensor.
-NAME.RULE.safetensors holds the same of one prompt under one backward rule (no scale sites where
-norms are frozen). A norm's denominator is a node of its own: normalized = x / scale.
+seed, its value "p{i}/metric", and "p{i}/{site}" = ∂m/∂site, each prompt alone. "norm/{tensor}" is the
+norm of the gradient of the mean next-token negative log-likelihood over all prompts with respect to a
+canonical tensor. NAME.RULE.safetensors holds the same of one prompt under one backward rule. A norm's
+denominator is a node of its own, normalized = x / scale; a frozen denominator or pattern still has a
+gradient, from which nothing flows on.
 
 The gradients are taken through canonical_block.py in double precision, since transformers gives no
 access to scores, norm denominators and per-head results. The script stops unless that block gives
@@ -147,8 +148,6 @@ def main():
                     continue
                 metric, gradients = gradients_of(Reference(config, weights, rules).run, RULE_PROMPT)
                 assert abs(metric / results[RULE_PROMPT][0] - 1) < 1e-12, "a rule moved the forward pass"
-                if rules.norm:
-                    gradients = {s: g for s, g in gradients.items() if not s.endswith("hook_scale")}
                 file = HERE / f"{name}.{rule}.safetensors"
                 save_file(packed(RULE_PROMPT, metric, gradients), file, metadata)
                 size += file.stat().st_size

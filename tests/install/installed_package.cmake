@@ -53,6 +53,16 @@ run(${CMAKE_COMMAND} -S ${WORK}/custom_probe -B ${WORK}/build -G ${GENERATOR}
     -DCMAKE_BUILD_TYPE=${CONFIG} ${flags})
 run(${CMAKE_COMMAND} --build ${WORK}/build)
 
+# The second example, in its own project.
+run(${CMAKE_COMMAND} -S ${SOURCE}/examples/head_effects -B ${WORK}/build_effects -G ${GENERATOR}
+    -DCMAKE_PREFIX_PATH=${WORK}/prefix -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_C_COMPILER=${CC}
+    -DCMAKE_BUILD_TYPE=${CONFIG} ${flags})
+run(${CMAKE_COMMAND} --build ${WORK}/build_effects)
+run(${WORK}/build_effects/head_effects ${SOURCE}/data/planted/induction 1 2 3 1)
+if(NOT output MATCHES "layer\thead\testimate\texact\n0\t0\t[0-9.e+-]+\t[0-9.e+-]+\n")
+  message(FATAL_ERROR "unexpected output:\n${output}")
+endif()
+
 # It runs, and says something about every layer of a model that comes with the project.
 run(${WORK}/build/custom_probe ${SOURCE}/data/planted/induction ${WORK}/results.h5 1 2 3 1)
 if(NOT output MATCHES "layer 0\t[0-9.e+-]+\nlayer 1\t[0-9.e+-]+\n")

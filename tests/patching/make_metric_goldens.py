@@ -20,6 +20,7 @@ def metrics(x, reference, correct, wrong):
     return {
         "logit_diff": x[c].mean() - x[w].mean(),
         "prob_diff": logp[c].exp().sum() - logp[w].exp().sum(),
+        "prob": logp[c].exp().sum(),
         "logprob": logprob,
         "nll": -logprob,
         "kl": torch.nn.functional.kl_div(logp, logr, log_target=True, reduction="sum"),

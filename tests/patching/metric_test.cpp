@@ -13,8 +13,8 @@ namespace {
 using testing::expect_message;
 using testing::message_of;
 
-constexpr MetricKind kAll[] = {MetricKind::logit_diff, MetricKind::prob_diff, MetricKind::logprob,
-                               MetricKind::nll, MetricKind::kl};
+constexpr MetricKind kAll[] = {MetricKind::logit_diff, MetricKind::prob_diff, MetricKind::prob,
+                               MetricKind::logprob,    MetricKind::nll,       MetricKind::kl};
 
 Pair pair_of(std::vector<std::int32_t> correct, std::vector<std::int32_t> wrong,
              std::string id = "the pair") {
@@ -113,7 +113,7 @@ TEST(Metric, ValuesByHand) {
 TEST(Metric, Names) {
   for (MetricKind kind : kAll) EXPECT_EQ(parse_metric(metric_name(kind)), kind);
   expect_message(message_of<UsageError>([] { parse_metric("logitdiff"); }), "'logitdiff'",
-                 "logit_diff, prob_diff, logprob, nll, kl");
+                 "logit_diff, prob_diff, prob, logprob, nll, kl");
 }
 
 TEST(Metric, AnswersThatDoNotFit) {

@@ -141,11 +141,12 @@ std::span<const float> Forward::run(const Batch& batch, const Hooks& hooks,
     s.keep->values.resize(size(s.config.n_layers));
   }
   if (s.tape != nullptr) {
-    s.tape->model = &s.model;
+    s.tape->model = nullptr;
     s.tape->batch = batch;
     s.tape->positions = s.positions;
     s.tape->embedded = options.start.empty();
     s.tape->steps.assign(steps.size(), {});
+    s.tape->final_norm = {};
   }
 
   if (options.start.empty()) {

@@ -20,7 +20,7 @@ namespace lamina::kernels {
 std::string_view isa();
 
 /// A weight matrix W [n_out, n_in] packed for x·Wᵀ: panels of 32 outputs, inner index outermost,
-/// zero-padded, 64-byte aligned.
+/// zero-padded, 64-byte aligned. Copies share the values: fill a matrix before copying it.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
@@ -40,10 +40,7 @@ class PackedMatrix {
 
  private:
   std::int64_t n_out_ = 0, n_in_ = 0;
-  struct Free {
-    void operator()(float*) const;
-  };
-  std::unique_ptr<float[], Free> data_;
+  std::shared_ptr<float[]> data_;
 };
 
 /// y[r, :] = x[r, :]·Wᵀ (+ bias), x [rows, n_in] with row stride ldx, y [rows, n_out] with ldy.

@@ -1,6 +1,8 @@
 #include "lamina/core/model.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "engine/weights.h"
 #include "family/family.h"
@@ -35,7 +37,7 @@ Model Model::load(const std::filesystem::path& path) {
     model.parameters_ += static_cast<std::uint64_t>(tensor.rows * tensor.cols);
   }
   if (opened.has_tokenizer) {
-    model.tokenizer_ = Tokenizer::load(path);
+    model.tokenizer_ = std::make_shared<const Tokenizer>(Tokenizer::load(path));
     if (model.tokenizer_->vocab_size() > model.config_.d_vocab) {
       fail("{}: the tokenizer has ids up to {}, the embedding has only {} rows", path.string(),
            model.tokenizer_->vocab_size() - 1, model.config_.d_vocab);
@@ -92,6 +94,60 @@ void Model::unembedding_rows(std::int64_t first, std::int64_t count, std::span<f
   for (std::int64_t i = 0; i < count; ++i) {
     weights_->unembed.weight.copy_row(first + i, out.data() + i * config_.d_model);
   }
+}
+
+namespace {
+
+constexpr std::array<std::pair<const char*, Linear LayerWeights::*>, 7> kLayerMatrices = {
+    {{"q", &LayerWeights::q},
+     {"k", &LayerWeights::k},
+     {"v", &LayerWeights::v},
+     {"o", &LayerWeights::o},
+     {"gate", &LayerWeights::gate},
+     {"in", &LayerWeights::in},
+     {"out", &LayerWeights::out}}};
+
+}  // namespace
+
+std::vector<MatrixInfo> Model::layer_matrices(std::int32_t layer) const {
+  if (layer < 0 || layer >= config_.n_layers) {
+    fail_usage("matrices of layer {} were asked for, the model has layers 0 to {}", layer,
+               config_.n_layers - 1);
+  }
+  std::vector<MatrixInfo> matrices;
+  for (const auto& [name, member] : kLayerMatrices) {
+    const Linear& linear = weights_->layers[static_cast<std::size_t>(layer)].*member;
+    if (linear.weight.empty()) continue;
+    matrices.push_back(
+        {fmt::format("{}.{}", layer, name), linear.weight.n_out(), linear.weight.n_in()});
+  }
+  return matrices;
+}
+
+void Model::matrix_rows(std::string_view name, std::int64_t first, std::int64_t count,
+                        std::span<float> out) const {
+  for (std::int32_t layer = 0; layer < config_.n_layers; ++layer) {
+    const std::string prefix = fmt::format("{}.", layer);
+    if (!name.starts_with(prefix)) continue;
+    for (const auto& [stem, member] : kLayerMatrices) {
+      const Linear& linear = weights_->layers[static_cast<std::size_t>(layer)].*member;
+      if (name.substr(prefix.size()) != stem || linear.weight.empty()) continue;
+      const std::int64_t rows = linear.weight.n_out(), columns = linear.weight.n_in();
+      if (first < 0 || count < 0 || first > rows - count) {
+        fail_usage("rows {} to {} of matrix {} were asked for, it has {}", first, first + count,
+                   name, rows);
+      }
+      if (out.size() != static_cast<std::size_t>(count * columns)) {
+        fail_usage("{} rows of {} columns of matrix {} do not make {} values", count, columns, name,
+                   out.size());
+      }
+      for (std::int64_t i = 0; i < count; ++i) {
+        linear.weight.copy_row(first + i, out.data() + i * columns);
+      }
+      return;
+    }
+  }
+  fail_usage("there is no matrix '{}' in this model", name);
 }
 
 std::uint64_t Model::weight_bytes() const {

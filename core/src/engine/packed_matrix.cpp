@@ -34,9 +34,6 @@ AlignedFloats allocate_floats(std::size_t count) {
 void FreeAligned::operator()(float* p) const {
   std::free(p);
 }
-void PackedMatrix::Free::operator()(float* p) const {
-  std::free(p);
-}
 
 PackedMatrix::PackedMatrix(std::int64_t n_out, std::int64_t n_in) : n_out_(n_out), n_in_(n_in) {
   // 2^31 each: their padded product of floats still fits 64 bits.
@@ -44,7 +41,7 @@ PackedMatrix::PackedMatrix(std::int64_t n_out, std::int64_t n_in) : n_out_(n_out
   if (n_out < 0 || n_in < 0 || n_out >= kMost || n_in >= kMost) {
     fail("packed matrix: {} × {} is no valid shape", n_out, n_in);
   }
-  data_.reset(allocate_floats(bytes() / sizeof(float)).release());
+  data_ = std::shared_ptr<float[]>(allocate_floats(bytes() / sizeof(float)));
   std::memset(data_.get(), 0, bytes());
 }
 

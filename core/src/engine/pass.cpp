@@ -93,11 +93,16 @@ void Forward::Impl::norm(const NormWeights& w, SiteKind scale_site, SiteKind nor
                          NormTape* kept) {
   const std::int64_t d = config.d_model;
   kernels::norm_scale(config.norm, config.norm_eps, from.data(), d, tokens, d, scale.data());
+  if (kept != nullptr && hooks->writes(scale_site, layer)) kept->computed_scale = scale;
   fire(scale_site, layer, scale);
   kernels::norm_normalize(config.norm, from.data(), d, scale.data(), tokens, d, normalized.data(),
                           d);
+  if (kept != nullptr && hooks->writes(normalized_site, layer)) kept->computed = normalized;
   fire(normalized_site, layer, normalized);
-  if (kept != nullptr) *kept = {normalized, scale};
+  if (kept != nullptr) {
+    kept->normalized = normalized;
+    kept->scale = scale;
+  }
   kernels::norm_affine(normalized.data(), d, tokens, d, w.weight.data(),
                        static_cast<float>(config.norm_offset), data_or_null(w.bias), to.data(), d);
 }
@@ -110,7 +115,10 @@ void Forward::Impl::head_norm(std::vector<float>& values, std::int64_t heads,
   kernels::norm_scale(NormKind::rms, config.norm_eps, values.data(), d, rows, d, head_scale.data());
   kernels::norm_normalize(NormKind::rms, values.data(), d, head_scale.data(), rows, d,
                           values.data(), d);
-  if (kept != nullptr) *kept = {values, head_scale};
+  if (kept != nullptr) {
+    kept->normalized = values;
+    kept->scale = head_scale;
+  }
   kernels::norm_affine(values.data(), d, rows, d, weight.data(),
                        static_cast<float>(config.norm_offset), nullptr, values.data(), d);
 }
@@ -310,12 +318,16 @@ void Forward::Impl::mlp(std::int32_t layer, const std::vector<float>& from,
                           scale.data());
       kernels::norm_normalize(NormKind::layer, gate.data(), m, scale.data(), tokens, m, gate.data(),
                               m);
-      if (record != nullptr) record->mlp_ln = {gate, scale};
+      if (record != nullptr) {
+        record->mlp_ln.normalized = gate;
+        record->mlp_ln.scale = scale;
+      }
       kernels::norm_affine(gate.data(), m, tokens, m, w.mlp_ln.weight.data(), 0.0f,
                            data_or_null(w.mlp_ln.bias), gate.data(), m);
     }
   }
   fire(SiteKind::mlp_post, layer, gate);
+  if (record != nullptr && hooks->writes(SiteKind::mlp_post, layer)) record->post = gate;
   project(w.out, gate, to);
   if (has_norms() && config.norm_place == NormPlace::sandwich) {
     norm(w.ln2_post, SiteKind::ln2_post_scale, SiteKind::ln2_post_normalized, layer, to, to,
@@ -401,6 +413,8 @@ void Forward::Impl::final_sites() {
 }
 
 void Forward::Impl::finish_tape() {
+  tape->model = &model;
+  ++tape->pass;
   tape->resid = x;
   if (!final_out.empty() || !config.final_norm || config.norm == NormKind::none) return;
   const std::int64_t d = config.d_model;

@@ -4,7 +4,8 @@ namespace lamina {
 namespace {
 
 std::uint64_t floats(const Tape::Impl::Norm& norm) {
-  return norm.normalized.size() + norm.scale.size();
+  return norm.normalized.size() + norm.scale.size() + norm.computed.size() +
+         norm.computed_scale.size();
 }
 
 }  // namespace
@@ -25,7 +26,8 @@ std::uint64_t Tape::bytes() const {
          {&s.ln1, &s.ln1_post, &s.ln2, &s.ln2_post, &s.mlp_ln, &s.q_norm, &s.k_norm}) {
       count += floats(*norm);
     }
-    for (const auto* values : {&s.attn_in, &s.mlp_in, &s.q, &s.k, &s.v, &s.z, &s.gate, &s.up}) {
+    for (const auto* values :
+         {&s.attn_in, &s.mlp_in, &s.q, &s.k, &s.v, &s.z, &s.gate, &s.up, &s.post}) {
       count += values->size();
     }
     for (const Impl::Written& w : s.written) count += w.scores.size() + w.pattern.size();

@@ -8,10 +8,10 @@
 #include "family/family.h"
 #include "family/gguf_reader.h"
 #include "family/registry.h"
-#include "files/strict_json.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
 #include "lamina/core/safetensors.h"
+#include "lamina/internal/strict_json.h"
 
 namespace lamina {
 namespace {

@@ -1,4 +1,4 @@
-#include "file_text.h"
+#include "lamina/internal/file_text.h"
 
 #include <fmt/format.h>
 

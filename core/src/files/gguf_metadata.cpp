@@ -1,9 +1,9 @@
 #include <limits>
 #include <type_traits>
 
-#include "file_text.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
+#include "lamina/internal/file_text.h"
 
 namespace lamina {
 namespace {

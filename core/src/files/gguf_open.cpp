@@ -2,9 +2,9 @@
 #include <iterator>
 #include <utility>
 
-#include "file_text.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
+#include "lamina/internal/file_text.h"
 
 namespace lamina {
 namespace {

@@ -3,10 +3,10 @@
 #include <cstring>
 #include <unordered_set>
 
-#include "file_text.h"
 #include "lamina/core/checked.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
+#include "lamina/internal/file_text.h"
 
 namespace lamina {
 namespace {

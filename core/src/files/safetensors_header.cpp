@@ -5,10 +5,10 @@
 #include <unordered_set>
 #include <utility>
 
-#include "file_text.h"
 #include "lamina/core/checked.h"
 #include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
+#include "lamina/internal/file_text.h"
 #include "safetensors_limits.h"
 
 // The header is read by a SAX handler that accepts exactly the format's grammar, so that a hostile

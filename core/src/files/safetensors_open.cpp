@@ -4,10 +4,10 @@
 #include <set>
 #include <utility>
 
-#include "file_text.h"
 #include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
-#include "strict_json.h"
+#include "lamina/internal/file_text.h"
+#include "lamina/internal/strict_json.h"
 
 namespace lamina {
 namespace {

@@ -7,10 +7,10 @@
 #include <set>
 #include <utility>
 
-#include "file_text.h"
 #include "lamina/core/checked.h"
 #include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
+#include "lamina/internal/file_text.h"
 #include "safetensors_limits.h"
 
 namespace lamina {

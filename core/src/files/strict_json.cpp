@@ -1,11 +1,11 @@
-#include "strict_json.h"
+#include "lamina/internal/strict_json.h"
 
 #include <string>
 #include <unordered_set>
 #include <vector>
 
-#include "file_text.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
 
 namespace lamina::files {
 

@@ -9,9 +9,9 @@
 #include <cstring>
 #include <utility>
 
-#include "file_text.h"
 #include "lamina/core/checked.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
 
 namespace lamina {
 namespace {

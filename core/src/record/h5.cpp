@@ -8,8 +8,8 @@
 #include <charconv>
 #include <cstring>
 
-#include "files/file_text.h"
 #include "lamina/core/checked.h"
+#include "lamina/internal/file_text.h"
 
 namespace lamina::h5 {
 namespace {

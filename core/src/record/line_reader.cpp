@@ -1,13 +1,13 @@
-#include "record/line_reader.h"
+#include "lamina/internal/line_reader.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 
-#include "files/file_text.h"
-#include "files/strict_json.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
+#include "lamina/internal/strict_json.h"
 
 namespace lamina {
 namespace {

@@ -3,9 +3,9 @@
 #include <array>
 #include <unordered_map>
 
-#include "files/file_text.h"
 #include "lamina/core/error.h"
-#include "record/line_reader.h"
+#include "lamina/internal/file_text.h"
+#include "lamina/internal/line_reader.h"
 
 namespace lamina {
 namespace {

@@ -4,10 +4,10 @@
 #include <fstream>
 #include <iterator>
 
-#include "files/strict_json.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
 #include "lamina/core/tokenizer.h"
+#include "lamina/internal/strict_json.h"
 
 namespace lamina {
 namespace {

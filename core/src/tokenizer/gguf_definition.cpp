@@ -1,9 +1,9 @@
 #include <cmath>
 
-#include "files/file_text.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
 #include "lamina/core/sha256.h"
+#include "lamina/internal/file_text.h"
 #include "tokenizer/definition.h"
 #include "tokenizer/utf8.h"
 

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <array>
 
-#include "files/file_text.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
 #include "tokenizer/definition.h"
 
 // What the names in tokenizer.ggml.pre stand for. A GGUF file names the pre-tokenizer of the

@@ -3,8 +3,8 @@
 #include <limits>
 #include <unordered_set>
 
-#include "files/strict_json.h"
 #include "lamina/core/sha256.h"
+#include "lamina/internal/strict_json.h"
 #include "tokenizer/definition.h"
 #include "tokenizer/json_reading.h"
 #include "tokenizer/json_steps.h"

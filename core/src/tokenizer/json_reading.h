@@ -4,8 +4,8 @@
 #include <string>
 #include <string_view>
 
-#include "files/file_text.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
 
 // Typed access to somebody else's JSON: each function throws Error naming `where`, the key, the
 // expected and the found type.

@@ -3,8 +3,8 @@
 #include <string>
 #include <unordered_map>
 
-#include "files/file_text.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
 #include "tokenizer/byte_alphabet.h"
 #include "tokenizer/merge.h"
 #include "tokenizer/model.h"

@@ -1,7 +1,7 @@
 #include <array>
 
-#include "files/file_text.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
 #include "tokenizer/regex.h"
 
 // Tokenizer files carry Oniguruma patterns. Nearly all of the syntax is PCRE2's; this file rewrites

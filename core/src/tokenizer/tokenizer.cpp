@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <fstream>
 
-#include "files/file_text.h"
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
+#include "lamina/internal/file_text.h"
 #include "tokenizer/byte_alphabet.h"
 #include "tokenizer/definition.h"
 #include "tokenizer/utf8.h"

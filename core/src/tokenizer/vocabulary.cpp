@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "files/file_text.h"
 #include "lamina/core/error.h"
+#include "lamina/internal/file_text.h"
 #include "tokenizer/utf8.h"
 
 namespace lamina::tokenizer {

@@ -18,7 +18,8 @@ struct BackwardRules {
   bool frozen_norm = false;
   /// Attention patterns are constants: nothing flows to q and k.
   bool frozen_pattern = false;
-  /// act(x)/x instead of act′(x), x moved by `stabiliser` away from 0; ReLU keeps its derivative.
+  /// act(x)/x′ instead of act′(x), x′ = x moved by `stabiliser` away from 0 (so that x = 0 passes
+  /// nothing on, as in RelP's code); ReLU keeps its derivative.
   bool activation_ratio = false;
   /// Half the gradient to each factor of a gated product.
   bool half_gate = false;
@@ -101,7 +102,8 @@ class Backward {
            const ReadPointFunction& read_points = {});
 
   /// Asks the next runs for the gradient of every weight tensor, one matrix at a time, of which
-  /// only the norm is kept. A tied embedding counts once, both uses added.
+  /// only the norm is kept. A tied embedding counts once, both uses added. To be called before the
+  /// seeds of a run; UsageError in run() otherwise, and for a pass that ran a layer twice.
   void want_parameter_norms(bool wanted);
   /// Of the last run, in canonical order.
   const std::vector<ParameterNorm>& parameter_norms() const;

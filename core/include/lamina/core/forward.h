@@ -103,12 +103,17 @@ class Tape;  // lamina/core/backward.h
 
 /// What a pass may do beyond the plain one.
 struct RunOptions {
-  KvCache* cache = nullptr;                 // continue its sequences
-  std::span<const std::int64_t> sequences;  // which sequence each prompt continues; empty: its own
-  std::span<const Step> steps;              // empty: all_steps()
-  std::span<const float> start;  // [tokens, d_model] entering the first step; empty: the embedding
-  RunState* keep = nullptr;      // filled; only with all_steps() and without a cache
-  Tape* tape = nullptr;          // filled for Backward; only without a cache
+  /// Continue the sequences of this cache: prompt i continues sequences[i], or sequence i if empty.
+  KvCache* cache = nullptr;
+  std::span<const std::int64_t> sequences = {};
+  /// Empty: all_steps().
+  std::span<const Step> steps = {};
+  /// [tokens, d_model] entering the first step; empty: the embedding.
+  std::span<const float> start = {};
+  /// Filled; only with all_steps(), from the embedding and without a cache.
+  RunState* keep = nullptr;
+  /// Filled for Backward; only without a cache.
+  Tape* tape = nullptr;
 };
 
 /// Runs a model over ragged batches.

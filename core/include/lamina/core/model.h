@@ -4,9 +4,9 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lamina/core/config.h"
@@ -17,6 +17,13 @@ namespace lamina {
 
 struct Weights;  // private: packed matrices (core/src/engine/weights.h)
 
+/// A weight matrix by its canonical name: "0.q", "0.k", "0.v", "0.o", "0.gate", "0.in", "0.out".
+struct MatrixInfo {
+  std::string name;
+  std::int64_t rows;     // outputs
+  std::int64_t columns;  // inputs
+};
+
 /// A loaded model: configuration, packed weights and, if there is one, its tokenizer.
 /// Immutable and cheap to share between threads.
 class Model {
@@ -24,13 +31,17 @@ class Model {
   /// A folder (config.json + safetensors, Hugging Face or canonical) or a GGUF file.
   /// Throws Error for anything missing, superfluous, mis-shaped or of an unsupported family.
   static Model load(const std::filesystem::path& path);
+  /// The same model with a key and value head of its own for every query head: grouped ones are
+  /// repeated. Every value is the same bit for bit; interventions can reach one query head's key
+  /// or value alone. Shares all other weights with this model.
+  Model ungrouped() const;
   ~Model();
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
 
   const ModelConfig& config() const { return config_; }
   /// nullptr if the model comes without one.
-  const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
+  const Tokenizer* tokenizer() const { return tokenizer_.get(); }
   /// File or folder name without its directory: the model's name in recordings.
   const std::string& id() const { return id_; }
   /// Fingerprint: SHA-256 over configuration text and weight files.
@@ -45,13 +56,20 @@ class Model {
   void norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out) const;
   /// Rows first … first + count − 1 of the unembedding matrix: out [count, d_model].
   void unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const;
+  /// The weight matrices of one layer, biases and norms aside. UsageError for a layer that is not
+  /// there.
+  std::vector<MatrixInfo> layer_matrices(std::int32_t layer) const;
+  /// Rows first … first + count − 1 of one of them, as they multiply (y = W x): out [count,
+  /// columns]. UsageError for a name or rows that are not there.
+  void matrix_rows(std::string_view name, std::int64_t first, std::int64_t count,
+                   std::span<float> out) const;
 
   const Weights& weights() const { return *weights_; }
 
  private:
   Model();
   ModelConfig config_;
-  std::optional<Tokenizer> tokenizer_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
   std::string id_;
   std::unique_ptr<const Weights> weights_;
   std::uint64_t parameters_ = 0;

@@ -1,6 +1,7 @@
 #include <omp.h>
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 
 #include "engine/backward/steps.h"
@@ -38,17 +39,13 @@ void prompt_input(const AttentionBack& a, std::int64_t prompt) {
   args.causal = c.causal;
   args.window = c.layers[size(a.step.step.layer)].window;
 
-  // [H, T, T] each
-  std::vector<float> scores, pattern, gradient(size(heads * t * t));
-  if (!a.step.written.empty()) {
-    scores = a.step.written[size(prompt)].scores;
-    pattern = a.step.written[size(prompt)].pattern;
-  } else {
-    scores.resize(size(heads * t * t));
-    kernels::attention_scores(args, scores.data());
-    pattern = scores;
-    kernels::attention_softmax(heads * t, t, pattern.data());
-  }
+  // [H, T, T] each. Where hooks wrote, what was computed leads back, what was written leads on.
+  std::vector<float> scores(size(heads * t * t)), pattern, used, gradient(scores.size());
+  const bool written = !a.step.written.empty();
+  kernels::attention_scores(args, scores.data());
+  pattern = written ? a.step.written[size(prompt)].scores : scores;
+  kernels::attention_softmax(heads * t, t, pattern.data());
+  if (written) used = a.step.written[size(prompt)].pattern;
 
   const auto head_rows = [&](float* x, std::int64_t h) {  // [T, dh] of [N, H·dh]
     return Rows(x + first * wide + h * dh, t, dh, Eigen::OuterStride<>(wide));
@@ -67,7 +64,7 @@ void prompt_input(const AttentionBack& a, std::int64_t prompt) {
   const bool flows = !a.rules.frozen_pattern;
 #pragma omp parallel for if (fork)
   for (std::int64_t h = 0; h < heads; ++h) {
-    head_rows(a.v, h).noalias() = square(pattern, h).transpose() * z_rows(h);
+    head_rows(a.v, h).noalias() = square(written ? used : pattern, h).transpose() * z_rows(h);
     if (flows || a.attention_sites) {
       square(gradient, h).noalias() = z_rows(h) * kv_rows(args.v, h).transpose();
     }
@@ -86,6 +83,11 @@ void prompt_input(const AttentionBack& a, std::int64_t prompt) {
     }
   }
   if (a.attention_sites) a.attention_sites(SiteKind::attn_scores, prompt, gradient);
+  if (written) {  // a masked score that a hook wrote is still no function of q and k
+    for (std::size_t i = 0; i < gradient.size(); ++i) {
+      if (std::isinf(scores[i])) gradient[i] = 0.0f;
+    }
+  }
   if (!flows) {
     // A hook may have seeded the scores all the same.
     const bool nothing = std::ranges::all_of(gradient, [](float g) { return g == 0.0f; });

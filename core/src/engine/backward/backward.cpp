@@ -47,6 +47,8 @@ struct Backward::Impl {
 
   // Seeds of the next run.
   const Tape::Impl* seeded = nullptr;
+  std::uint64_t seeded_pass = 0;
+  bool seeded_without_norms = false;
   std::vector<float> final_gradient;  // [N, D] at the output of the final norm
   std::vector<float> resid_gradient;  // [N, D] at the output of the last block
   std::vector<float> seed_inputs;     // [rows, D], [rows, V]: only for parameter norms
@@ -76,7 +78,9 @@ struct Backward::Impl {
   void seed(const Tape::Impl& t, std::span<const std::int64_t> rows,
             std::span<const float> gradient);
   void unembed_input(std::span<const std::int64_t> rows, const std::vector<float>& gradient);
+  void check_tape(const Tape::Impl& t) const;
   void begin_seed(const Tape::Impl& t);
+  void check_norms(const Tape::Impl& t) const;
   void run();
   void final_norm();
   void step(const Tape::Impl::Step& s);
@@ -125,11 +129,24 @@ struct Backward::Impl {
   }
 };
 
+void Backward::Impl::check_tape(const Tape::Impl& t) const {
+  if (t.model == nullptr) fail_usage("the backward pass was given a tape that no pass has filled");
+  if (t.model != &model) fail_usage("the backward pass was given a tape of another model");
+}
+
 void Backward::Impl::begin_seed(const Tape::Impl& t) {
-  if (t.model != &model) fail_usage("a tape of another model was given to the backward pass");
-  if (seeded == &t) return;
-  if (seeded != nullptr) fail_usage("the backward pass was seeded from two tapes");
+  check_tape(t);
+  if (seeded == &t && seeded_pass == t.pass) return;
+  if (seeded != nullptr) {
+    const bool refilled = seeded == &t;
+    seeded = nullptr;
+    if (refilled)
+      fail_usage("the tape was filled again after the backward pass was seeded from it");
+    fail_usage("the backward pass was seeded from two tapes");
+  }
   seeded = &t;
+  seeded_pass = t.pass;
+  seeded_without_norms = false;
   const auto values = size(t.batch.tokens() * config.d_model);
   final_gradient.assign(values, 0.0f);
   resid_gradient.assign(values, 0.0f);
@@ -137,8 +154,21 @@ void Backward::Impl::begin_seed(const Tape::Impl& t) {
   seed_gradients.clear();
 }
 
+// Norms of parameter gradients need what the seeds saw, and one use of every layer's tensors.
+void Backward::Impl::check_norms(const Tape::Impl& t) const {
+  if (seeded_without_norms) fail_usage("parameter norms were asked for after the seeds were given");
+  std::vector<int> attention(size(config.n_layers)), mlps(attention.size());
+  for (const Tape::Impl::Step& s : t.steps) {
+    const std::size_t layer = size(s.step.layer);
+    const bool twice =
+        (s.step.attention && ++attention[layer] > 1) || (s.step.mlp && ++mlps[layer] > 1);
+    if (twice) fail_usage("parameter norms were asked for, but the pass ran layer {} twice", layer);
+  }
+}
+
 void Backward::Impl::seed(const Tape::Impl& t, std::span<const std::int64_t> rows,
                           std::span<const float> gradient) {
+  check_tape(t);
   const std::int64_t d = config.d_model, vocabulary = config.d_vocab;
   const auto count = static_cast<std::int64_t>(rows.size());
   if (static_cast<std::int64_t>(gradient.size()) != count * vocabulary) {
@@ -152,6 +182,7 @@ void Backward::Impl::seed(const Tape::Impl& t, std::span<const std::int64_t> row
     }
   }
   begin_seed(t);
+  if (!wants_norms) seeded_without_norms = true;
   std::vector<float> at_logits(gradient.begin(), gradient.end());
   if (config.final_softcap > 0 || wants_norms) {
     std::vector<float> read(size(count * d));
@@ -609,10 +640,11 @@ void Backward::Impl::activation(const Tape::Impl::Step& s) {
   const bool solu_norm = config.act == Activation::solu_ln && !config.gated;
   kernels::activate(config.act, s.gate.data(), tokens, m, act.data());
   if (wants_norms) {  // W_out read the MLP's post values
-    std::vector<float> post = act;
-    if (config.gated) {
+    const bool written = !s.post.empty();
+    std::vector<float> post = written ? s.post : act;
+    if (config.gated && !written) {
       for (std::size_t i = 0; i < post.size(); ++i) post[i] *= s.up[i];
-    } else if (solu_norm) {
+    } else if (solu_norm && !written) {
       kernels::norm_affine(s.mlp_ln.normalized.data(), m, tokens, m, w.mlp_ln.weight.data(), 0.0f,
                            data_or_null(w.mlp_ln.bias), post.data(), m);
     }
@@ -689,6 +721,7 @@ void Backward::seed(const Tape& tape, std::span<const std::int64_t> rows,
 
 void Backward::seed_residual(const Tape& tape, std::span<const float> gradient) {
   Impl& s = *impl_;
+  s.check_tape(tape.impl());
   const auto wanted = size(tape.batch().tokens() * s.config.d_model);
   if (gradient.size() != wanted) {
     fail_usage("a gradient of {} values was given, {} tokens × {} need {}", gradient.size(),
@@ -703,6 +736,7 @@ void Backward::run(const Tape& tape, const BackwardRules& rules, const Hooks& ho
   Impl& s = *impl_;
   s.begin_seed(tape.impl());
   s.seeded = nullptr;
+  if (s.wants_norms) s.check_norms(tape.impl());
   const HookTable table(hooks, s.config);
   s.tape = &tape.impl();
   s.rules = &rules;

@@ -42,11 +42,20 @@ constexpr std::int64_t kFork = 40'000;  // values below which a fork costs more 
 
 }  // namespace
 
+namespace {
+
+// What the denominator divided, over it: ∂/∂scale and ∂scale/∂x are along this.
+const std::vector<float>& computed(const Tape::Impl::Norm& kept) {
+  return kept.computed.empty() ? kept.normalized : kept.computed;
+}
+
+}  // namespace
+
 void scale_gradient(const Tape::Impl::Norm& kept, const float* gradient, std::int64_t rows,
                     std::int64_t d, float* out) {
 #pragma omp parallel for if (rows * d > kFork)
   for (std::int64_t r = 0; r < rows; ++r) {
-    const double all = dot(gradient + r * d, kept.normalized.data() + r * d, d);
+    const double all = dot(gradient + r * d, computed(kept).data() + r * d, d);
     out[r] = static_cast<float>(-all / kept.scale[static_cast<std::size_t>(r)]);
   }
 }
@@ -56,13 +65,15 @@ void norm_input(NormKind kind, const Tape::Impl::Norm& kept, const float* gradie
 #pragma omp parallel for if (rows * d > kFork)
   for (std::int64_t r = 0; r < rows; ++r) {
     const float* g = gradient + r * d;
-    const float* n = kept.normalized.data() + r * d;
+    const float* n = computed(kept).data() + r * d;
     float* to = out + r * d;
     const double width = static_cast<double>(d);
     const auto mean = kind == NormKind::layer ? static_cast<float>(sum(g, d) / width) : 0.0f;
     const float scale = kept.scale[static_cast<std::size_t>(r)];
-    // ∂scale/∂x_i = normalized_i / d, for either norm.
-    const float pull = at_scale == nullptr ? 0.0f : static_cast<float>(at_scale[r] / width);
+    // ∂scale/∂x_i = (x_i − mean)/(d·scale), for either norm; a hook may have written another scale.
+    float pull = at_scale == nullptr ? 0.0f : static_cast<float>(at_scale[r] / width);
+    if (!kept.computed_scale.empty())
+      pull *= scale / kept.computed_scale[static_cast<std::size_t>(r)];
     for (std::int64_t i = 0; i < d; ++i) to[i] = (g[i] - mean) / scale + pull * n[i];
   }
 }
@@ -88,11 +99,8 @@ void ratio(Activation act, const float* x, std::int64_t n, float* out) {
 void ratio_factor(Activation act, const float* x, std::int64_t n, double stabiliser,
                   float* factor) {
   const auto shift = static_cast<float>(stabiliser);
-  std::vector<float> moved(static_cast<std::size_t>(n));
-  for (std::int64_t i = 0; i < n; ++i) {
-    moved[static_cast<std::size_t>(i)] = x[i] + (x[i] < 0.0f ? -shift : shift);
-  }
-  ratio(act, moved.data(), n, factor);
+  kernels::activate(act, x, 1, n, factor);
+  for (std::int64_t i = 0; i < n; ++i) factor[i] /= x[i] + (x[i] < 0.0f ? -shift : shift);
 }
 
 void derivative(Activation act, const float* x, std::int64_t n, float* factor) {

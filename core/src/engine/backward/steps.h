@@ -31,7 +31,7 @@ void norm_weight(float* gradient, std::int64_t rows, std::int64_t d, const float
                  float offset);
 
 /// The factor that takes the gradient at act(x) to the one at x: act′(x), or with the ratio rule
-/// act(x′)/x′, x′ = x + stabiliser·(sign x + [x = 0]). Not for solu. [n]
+/// act(x)/x′, x′ = x + stabiliser·(sign x + [x = 0]): 0 at exact zero. Not for solu. [n]
 void activation_factor(Activation act, const float* x, std::int64_t n, const BackwardRules& rules,
                        float* factor);
 

@@ -13,10 +13,11 @@ namespace lamina {
 /// What is measured at the last position of a prompt.
 ///   logit_diff  mean logit of the correct answers − mean logit of the wrong ones
 ///   prob_diff   Σ p(correct) − Σ p(wrong)
+///   prob        Σ p(correct)
 ///   logprob     log Σ p(correct)
 ///   nll         −log Σ p(correct)
 ///   kl          KL(reference ‖ model), the reference set per pair (natural logarithm)
-enum class MetricKind : std::uint8_t { logit_diff, prob_diff, logprob, nll, kl };
+enum class MetricKind : std::uint8_t { logit_diff, prob_diff, prob, logprob, nll, kl };
 
 std::string_view metric_name(MetricKind kind);
 /// UsageError that lists the names.

@@ -1,1 +1,0 @@
-#include "lamina/patching/attribution.h"

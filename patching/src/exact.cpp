@@ -1,1 +1,0 @@
-#include "lamina/patching/exact.h"
