@@ -74,7 +74,7 @@ void add_sampling_options(CLI::App& verb, Sampling& sampling) {
 }
 
 void generate_with_progress(Forward& forward, std::span<Prompt> prompts, const Sampling& sampling,
-                            std::int64_t first, const Globals& globals) {
+                            std::int64_t first, const Globals& globals, const Hooks* hooks) {
   const std::int64_t context = forward.model().config().n_ctx;
   for (const Prompt& prompt : prompts) {
     const auto length = static_cast<std::int64_t>(prompt.ids.size());
@@ -89,6 +89,7 @@ void generate_with_progress(Forward& forward, std::span<Prompt> prompts, const S
   options.top_p = sampling.top_p;
   options.seed = globals.seed;
   options.first_prompt = first;
+  options.hooks = hooks;
   ProgressLine progress("generating", "tokens",
                         static_cast<std::int64_t>(prompts.size()) * sampling.max_new);
   options.progress = [&](std::int64_t, std::int64_t tokens) { progress.update(tokens); };

@@ -34,9 +34,11 @@ struct Sampling {
   double top_p = 1.0;
 };
 void add_sampling_options(CLI::App& verb, Sampling& sampling);
-/// Continues the prompts with a progress line. prompts[0] is prompt `first` of the run.
+/// Continues the prompts with a progress line. prompts[0] is prompt `first` of the run; `hooks`
+/// fire in every pass.
 void generate_with_progress(Forward& forward, std::span<Prompt> prompts, const Sampling& sampling,
-                            std::int64_t first, const Globals& globals);
+                            std::int64_t first, const Globals& globals,
+                            const Hooks* hooks = nullptr);
 
 /// -o FILE and --force.
 struct OutputOptions {

@@ -16,6 +16,6 @@ write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/laminaConfigVersion
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/laminaConfig.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/laminaConfigVersion.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/lamina)
-# The shipped models, word lists and sentences: `lamina info organism` works from the installed program.
-install(DIRECTORY data/organism data/planted data/words data/pairs DESTINATION ${CMAKE_INSTALL_DATADIR}/lamina
+# The shipped models, word lists, sentences and questions: `lamina info organism` works from the installed program.
+install(DIRECTORY data/organism data/planted data/words data/pairs data/questions DESTINATION ${CMAKE_INSTALL_DATADIR}/lamina
         PATTERN "*.py" EXCLUDE PATTERN "__pycache__" EXCLUDE)

@@ -100,7 +100,7 @@ class Group {
         const std::vector<std::int32_t>& ids = prompts_[size(i)].ids;
         batch.add(step == 0 ? std::span(ids) : std::span(ids).last(1));
       }
-      forward_.run(batch, {}, &cache_, active_);
+      forward_.run(batch, options_.hooks != nullptr ? *options_.hooks : Hooks{}, &cache_, active_);
       made += static_cast<std::int64_t>(active_.size());
       choose(batch);
     }

@@ -62,6 +62,9 @@ struct ResultFile::Impl {
   h5::Object write(const std::string& name, const h5::Dims& dims, std::span<const double> v) {
     return h5::write_dataset(group, name, h5::Type::f64, dims, v.data());
   }
+  h5::Object write(const std::string& name, const h5::Dims& dims, std::span<const std::uint8_t> v) {
+    return h5::write_dataset(group, name, h5::Type::u8, dims, v.data());
+  }
   h5::Object write(const std::string& name, const h5::Dims& dims, std::span<const std::int32_t> v) {
     return h5::write_dataset(group, name, h5::Type::i32, dims, v.data());
   }
@@ -168,6 +171,11 @@ void ResultFile::dataset(std::string_view name, std::span<const std::string> dim
 }
 void ResultFile::dataset(std::string_view name, std::span<const std::string> dimensions,
                          std::span<const std::int32_t> values, std::string_view description,
+                         std::string_view units) {
+  impl_->add_dataset(name, dimensions, values, description, units);
+}
+void ResultFile::dataset(std::string_view name, std::span<const std::string> dimensions,
+                         std::span<const std::uint8_t> values, std::string_view description,
                          std::string_view units) {
   impl_->add_dataset(name, dimensions, values, description, units);
 }

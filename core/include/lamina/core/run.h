@@ -42,6 +42,9 @@ struct GenerateOptions {
   std::int64_t first_prompt = 0;  // index of prompts[0] in the run (shards)
   bool stop_at_eos = true;
   std::int64_t batch_prompts = 16;
+  /// Fire in every pass, over the tokens that are new to it; writing hooks change what is
+  /// generated.
+  const Hooks* hooks = nullptr;
   Progress progress;
 };
 
