@@ -15,6 +15,7 @@
 #include "ui/table.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
+#include "verbs/eval_journal.h"
 #include "verbs/info.h"
 #include "verbs/verbs.h"
 
@@ -38,6 +39,7 @@ struct Args {
   std::string layers;
   std::int64_t max_new = 8;
   std::int64_t batch = 16;
+  bool resume = false;
   bool json = false;
 };
 
@@ -117,7 +119,7 @@ Loaded load_task(const Args& args, const Globals& globals) {
 
 ChoiceGrid run_grid(Forward& forward, const Task& task, std::span<const ChoicePrompt> prompts,
                     const Args& args, const ChoiceOptions& base,
-                    std::span<const std::int32_t> layers) {
+                    std::span<const std::int32_t> layers, EvalJournal* journal) {
   const ModelConfig& config = forward.model().config();
   const VoidRule rule = parse_void_rule(args.rule);
   ChoiceGrid grid;
@@ -156,6 +158,11 @@ ChoiceGrid run_grid(Forward& forward, const Task& task, std::span<const ChoicePr
       SkipRun run(config, skip);
       const std::span<const double> alphas =
           once(mode) ? std::span<const double>(args.alphas) : std::span(&args.alphas[a], 1);
+      const auto number = static_cast<std::int64_t>(grid.runs.size());
+      if (journal != nullptr) {
+        options.known = [=](std::int64_t first) { return journal->find(number, first); };
+        options.keep = [=](const ChoicePart& part) { journal->keep(number, part); };
+      }
       grid.at.push_back(grid.runs.size());
       grid.runs.push_back(run_choices(forward, task, prompts, run, alphas, options));
       done += questions;
@@ -163,6 +170,27 @@ ChoiceGrid run_grid(Forward& forward, const Task& task, std::span<const ChoicePr
   }
   progress.finish();
   return grid;
+}
+
+// What an evaluation is: equal for equal answers.
+std::string fingerprint(const Model& model, std::span<const ChoicePrompt> prompts, const Args& args,
+                        const ChoiceOptions& options, std::span<const std::int32_t> layers) {
+  Sha256 hash;
+  hash.update(fmt::format("{} {} {} {} {} {} {} {} {}\n", model.sha256(),
+                          fmt::join(args.modes, ","), fmt::join(args.alphas, ","), args.rule,
+                          fmt::join(layers, ","), args.max_new, args.batch,
+                          fmt::join(options.stop, ","), prompts.size()));
+  for (const ChoicePrompt& prompt : prompts) {
+    for (const Continuations* part : {&prompt.text, &prompt.letter}) {
+      hash.update(fmt::format("{}", fmt::join(part->prefix, " ")));
+      for (const auto& option : part->options) {
+        hash.update(fmt::format("|{}", fmt::join(option, " ")));
+      }
+      hash.update("\n");
+    }
+    hash.update(fmt::format("{}\n", fmt::join(prompt.listed, " ")));
+  }
+  return hash.hex();
 }
 
 std::string percent(double share) {
@@ -260,6 +288,7 @@ int run_eval(const Args& args, const Globals& globals) {
   if (!args.examples.empty() && args.shots == 0) {
     fail_usage("--examples gives the answered questions of --shots; how many is missing");
   }
+  if (args.resume && args.output.path.empty()) fail_usage("--resume needs the output file, -o");
   check_alphas(args.alphas);
   if (!args.output.path.empty()) check_writable(args.output.path, args.output.force);
   const Loaded loaded = load_task(args, globals);
@@ -285,10 +314,20 @@ int run_eval(const Args& args, const Globals& globals) {
     }
   }
   Forward forward(model);
-  const ChoiceGrid grid = run_grid(forward, task, prompts, args, options, layers);
+  std::optional<EvalJournal> journal;
+  if (!args.output.path.empty()) {
+    journal.emplace(args.output.path, fingerprint(model, prompts, args, options, layers),
+                    args.resume, args.output.force);
+    if (journal->questions() > 0) {
+      info("going on: {} answers were there", grouped(journal->questions()));
+    }
+  }
+  const ChoiceGrid grid =
+      run_grid(forward, task, prompts, args, options, layers, journal ? &*journal : nullptr);
 
   if (!args.output.path.empty()) {
     write_file(args, globals, model, task, grid, chat_name, loaded.examples.size(), layers);
+    journal->remove();
   }
   Output out;
   if (args.json) {
@@ -364,6 +403,7 @@ void register_eval(CLI::App& app, Globals& globals) {
       ->check(CLI::Range(1, 4096))
       ->option_text("N");
   add_output_options(*verb, args->output, "write the results to this HDF5 file");
+  verb->add_flag("--resume", args->resume, "go on with an interrupted evaluation");
   verb->add_flag("--json", args->json, "print JSON");
   verb->callback(
       [args, &globals] { globals.action = [args, &globals] { return run_eval(*args, globals); }; });

@@ -22,22 +22,34 @@ std::size_t size(std::int64_t n) {
 class Group {
  public:
   Group(Forward& forward, SkipRun& run, std::span<const double> alphas,
-        std::span<const ChoicePrompt> prompts, std::int64_t first, const Tokenizer& tokenizer,
-        const ChoiceOptions& options, ChoiceRun& out)
+        std::span<const ChoicePrompt> prompts, std::int64_t width, const Tokenizer& tokenizer,
+        const ChoiceOptions& options)
       : forward_(forward),
         run_(run),
         alphas_(alphas),
         prompts_(prompts),
-        first_(first),
+        width_(width),
         tokenizer_(tokenizer),
         options_(options),
-        out_(out),
         vocab_(forward.model().config().d_vocab) {}
 
-  void ask() {
+  ChoicePart ask(std::int64_t first) {
+    out_.first = first;
+    out_.count = count();
+    out_.text_logprob.assign(size(count() * width_), kNaN);
+    out_.letter_logprob = out_.text_logprob;
+    out_.generated.resize(size(count()));
+    out_.used.assign(alphas_.size(), VoidCounts(1, forward_.model().config().n_layers));
+    out_.question_usage.assign(alphas_.size() * size(count()) * 2, kNaN);
     score(&ChoicePrompt::text, false, out_.text_logprob);
     KvCache cache = score(&ChoicePrompt::letter, true, out_.letter_logprob);
     if (options_.max_new > 0) answer(cache);
+    for (const auto& [key, pairs] : usage_) {
+      const auto [alpha, question, phase] = key;
+      out_.question_usage[(alpha * size(count()) + question) * 2 + phase] =
+          static_cast<double>(pairs.first) / static_cast<double>(pairs.second);
+    }
+    return std::move(out_);
   }
 
  private:
@@ -113,7 +125,7 @@ class Group {
       const Continuations& c = prompts_[size(q)].*part;
       widest = std::max(widest, c.options.size());
       for (std::size_t o = 0; o < c.options.size(); ++o) {
-        sums[size((first_ + q) * out_.width) + o] = first[at++];
+        sums[size(q * width_) + o] = first[at++];
       }
     }
     // What follows the first token of an option: option by option, behind the prompts in the cache.
@@ -139,7 +151,7 @@ class Group {
       std::size_t next = 0;
       for (std::int64_t q : asked) {
         const Continuations& c = prompts_[size(q)].*part;
-        double& sum = sums[size((first_ + q) * out_.width) + o];
+        double& sum = sums[size(q * width_) + o];
         for (std::size_t i = 1; i < c.options[o].size(); ++i) sum += more[next++];
         cache.truncate(q, static_cast<std::int64_t>(c.prefix.size()));
       }
@@ -187,26 +199,52 @@ class Group {
       speaking = std::move(still);
     }
     for (std::int64_t q = 0; q < count(); ++q) {
-      out_.generated[size(first_ + q)] = tokenizer_.decode(answers[size(q)], true);
+      out_.generated[size(q)] = tokenizer_.decode(answers[size(q)], true);
     }
   }
 
- public:
-  // [alpha, question of the group, phase] → active and all (token, layer) pairs
-  std::map<std::array<std::size_t, 3>, std::pair<std::int64_t, std::int64_t>> usage_;
-
- private:
   Forward& forward_;
   SkipRun& run_;
   std::span<const double> alphas_;
   std::span<const ChoicePrompt> prompts_;
-  std::int64_t first_;
+  std::int64_t width_;
   const Tokenizer& tokenizer_;
   const ChoiceOptions& options_;
-  ChoiceRun& out_;
   std::int64_t vocab_;
+  ChoicePart out_;
+  // [alpha, question of the group, phase] → active and all (token, layer) pairs
+  std::map<std::array<std::size_t, 3>, std::pair<std::int64_t, std::int64_t>> usage_;
   std::vector<float> logits_;
 };
+
+// Error unless a known part is what this run would have made at `first`.
+void check_part(const ChoicePart& part, std::int64_t first, std::int64_t count,
+                const ChoiceRun& run, std::int64_t layers) {
+  const std::size_t n = size(count), values = n * size(run.width), alphas = run.used.size();
+  bool fits = part.first == first && part.count == count && part.text_logprob.size() == values &&
+              part.letter_logprob.size() == values && part.generated.size() == n &&
+              part.used.size() == alphas && part.question_usage.size() == alphas * n * 2;
+  for (const VoidCounts& counts : part.used) {
+    fits = fits && counts.alphas == 1 && counts.layers == layers &&
+           counts.active.size() == size(2 * layers);
+  }
+  if (!fits) fail_usage("the known answers at question {} are not those of this run", first);
+}
+
+// Puts what some questions gave into the whole.
+void add_part(const ChoicePart& part, std::int64_t questions, ChoiceRun& run) {
+  const std::int64_t at = part.first * run.width;
+  std::copy(part.text_logprob.begin(), part.text_logprob.end(), run.text_logprob.begin() + at);
+  std::copy(part.letter_logprob.begin(), part.letter_logprob.end(),
+            run.letter_logprob.begin() + at);
+  std::copy(part.generated.begin(), part.generated.end(), run.generated.begin() + part.first);
+  for (std::size_t a = 0; a < run.used.size(); ++a) {
+    run.used[a].add(part.used[a]);
+    std::copy_n(
+        part.question_usage.begin() + static_cast<std::int64_t>(a) * part.count * 2, part.count * 2,
+        run.question_usage.begin() + (static_cast<std::int64_t>(a) * questions + part.first) * 2);
+  }
+}
 
 // The option with the largest value; ties go to the first.
 std::int32_t largest(std::span<const double> values) {
@@ -281,14 +319,17 @@ ChoiceRun run_choices(Forward& forward, const Task& task, std::span<const Choice
   const std::int64_t step = std::max<std::int64_t>(options.batch_questions, 1);
   for (std::int64_t first = 0; first < questions; first += step) {
     const std::int64_t count = std::min(step, questions - first);
-    Group group(forward, run, alphas, prompts.subspan(size(first), size(count)), first, *tokenizer,
-                options, out);
-    group.ask();
-    for (const auto& [key, pairs] : group.usage_) {
-      const auto [alpha, question, phase] = key;
-      out.question_usage[(alpha * size(questions) + size(first) + question) * 2 + phase] =
-          static_cast<double>(pairs.first) / static_cast<double>(pairs.second);
+    const ChoicePart* known = options.known ? options.known(first) : nullptr;
+    ChoicePart fresh;
+    if (known == nullptr) {
+      Group group(forward, run, alphas, prompts.subspan(size(first), size(count)), out.width,
+                  *tokenizer, options);
+      fresh = group.ask(first);
+      if (options.keep) options.keep(fresh);
+    } else {
+      check_part(*known, first, count, out, config.n_layers);
     }
+    add_part(known == nullptr ? fresh : *known, questions, out);
     if (options.progress) options.progress(first + count);
   }
   choose(task, options.max_new > 0, out);

@@ -1,5 +1,6 @@
 // lamina void and lamina eval, as typed.
 
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -90,6 +91,46 @@ TEST_P(Voids, EvalAsksTheShippedQuestions) {
   EXPECT_NE(run("eval organism --task q.jsonl --max-new 0").find("2 questions, layout lamina"),
             std::string::npos);
   EXPECT_EQ(Json::parse(run("eval organism --task q.jsonl --shots 1 --json"))["questions"], 1);
+}
+
+TEST_P(Voids, AKilledEvalGoesOn) {
+  const std::string verb = "--threads " + std::to_string(GetParam()) + " eval organism --task '" +
+                           LAMINA_SOURCE_DIR + "/data/questions/questions.jsonl' --limit 40 " +
+                           "--skip last-active,blocks --max-new 2 --batch 4 --json ";
+  const std::string whole = lamina("-q " + verb + "-o whole.h5");
+  EXPECT_FALSE(std::filesystem::exists(folder() / "whole.h5.part"));
+  // Killed later and later, until something had been kept.
+  std::size_t kept = 0;
+  for (double seconds = 0.02; kept < 2 && seconds < 60; seconds *= 1.5) {
+    std::filesystem::remove(folder() / "eval.h5.part");
+    std::filesystem::remove(folder() / "eval.h5");
+    shell("'" LAMINA_CLI "' -q " + verb + "-o eval.h5 & sleep " + std::to_string(seconds) +
+          "; kill -9 $!; wait $!");
+    const std::string part = read_file(folder() / "eval.h5.part");
+    kept = static_cast<std::size_t>(std::count(part.begin(), part.end(), '\n'));
+  }
+  ASSERT_GE(kept, 2U);
+  expect_error("-q " + verb + "-o eval.h5", 1, "an interrupted evaluation is there");
+  expect_error("-q " + verb + "-o eval.h5 --resume --alpha 0.5", 1,
+               "belongs to an evaluation with");
+  std::ofstream(folder() / "eval.h5.part", std::ios::app) << "{\"run\": 0, \"fir";  // torn
+  const Outcome resumed = shell("lamina " + verb + "-o eval.h5 --resume");
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_EQ(resumed.out, whole);
+  EXPECT_NE(resumed.err.find("going on: "), std::string::npos) << resumed.err;
+  EXPECT_FALSE(std::filesystem::exists(folder() / "eval.h5.part"));
+}
+
+TEST_P(Voids, AForeignJournalIsRefused) {
+  const std::string verb = "-q eval organism --task q.jsonl --max-new 0 -o eval.h5 ";
+  write("q.jsonl", "{\"question\": \"q\", \"options\": [\"a\", \"b\"], \"answer\": 1}\n");
+  expect_error("-q eval organism --task q.jsonl --resume", 2, "--resume needs the output file");
+  write("eval.h5.part", "something\n");
+  expect_error(verb + "--resume", 1, "expected an interrupted evaluation");
+  write("eval.h5.part", "");
+  expect_error(verb + "--resume", 1, "it is empty");
+  run("eval organism --task q.jsonl --max-new 0 -o eval.h5 --force");
+  EXPECT_FALSE(std::filesystem::exists(folder() / "eval.h5.part"));
 }
 
 TEST_P(Voids, EvalNamesMistakes) {

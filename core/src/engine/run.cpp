@@ -77,6 +77,8 @@ LogitSummary summarize_logits(Forward& forward, const ActivationBlock& block, st
   summary.topk_ids.resize(size(tokens * summary.k));
   summary.topk_logprobs.resize(size(tokens * summary.k));
   summary.target_logprob.resize(size(tokens));
+  summary.log_z.resize(size(tokens));
+  summary.entropy.resize(size(tokens));
   std::vector<std::int32_t> following = following_ids(block);
   // Only a causal language model says what comes next.
   if (!config.causal || config.head != Head::language) {
@@ -96,7 +98,10 @@ LogitSummary summarize_logits(Forward& forward, const ActivationBlock& block, st
     for (std::int64_t r = 0; r < count; ++r) {
       const std::span<const float> row = std::span(logits).subspan(size(r * vocab), size(vocab));
       const std::int64_t token = first + r;
-      const float norm = static_cast<float>(math::log_sum_exp(row));
+      const double log_sum = math::log_sum_exp(row);
+      const auto norm = static_cast<float>(log_sum);
+      summary.log_z[size(token)] = norm;
+      summary.entropy[size(token)] = static_cast<float>(math::entropy(row, log_sum));
       const std::size_t at = size(token * summary.k), k_size = size(summary.k);
       const std::span<float> values = std::span(summary.topk_logprobs).subspan(at, k_size);
       math::top_k(row, std::span(summary.topk_ids).subspan(at, k_size), values);
@@ -129,9 +134,10 @@ void run_live(Forward& forward, std::span<const Prompt> prompts, std::span<const
   }
   std::int64_t next = options.first_prompt;
   std::int64_t tokens_done = 0;
+  ActivationBlock block;  // one for all: its memory is touched for the first time only once
   while (next < last) {
-    ActivationBlock block;
     block.first_prompt = next;
+    block.batch = Batch();
     std::uint64_t bytes = 0;
     for (; next < last; ++next) {
       const auto length = static_cast<std::int64_t>(prompts[size(next)].ids.size());

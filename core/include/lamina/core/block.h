@@ -22,6 +22,9 @@ struct LogitSummary {
   std::vector<float> topk_logprobs;    // [token, k], nats
   std::vector<float> target_logprob;   // [token]: of the following token; at a prompt's last
                                        // token of its target, NaN without one
+  // Of live passes only; a recording does not keep them (empty).
+  std::vector<float> log_z;    // [token] log Σ exp(logit)
+  std::vector<float> entropy;  // [token] of the distribution, nats
 };
 
 /// Activations of a few whole prompts: what a forward pass hands to probes and to the recorder, and

@@ -22,11 +22,27 @@ enum class ChoiceScore : std::uint8_t {
 inline constexpr std::int64_t kChoiceScores = 5;
 std::string_view choice_score_name(ChoiceScore score);
 
+/// What some questions in a row gave: n questions, A alphas, W the run's width.
+struct ChoicePart {
+  std::int64_t first = 0, count = 0;   // questions first … first + n − 1
+  std::vector<double> text_logprob;    // [n, W] nats, summed over tokens; NaN beyond the options
+  std::vector<double> letter_logprob;  // [n, W]
+  std::vector<std::string> generated;  // [n]
+  std::vector<VoidCounts> used;        // [A] of one α each
+  std::vector<double> question_usage;  // [A, n, phase] share of active (token, layer) pairs
+
+  bool operator==(const ChoicePart&) const = default;
+};
+
 struct ChoiceOptions {
   std::int64_t max_new = 8;  // tokens of a generated answer; 0: none are generated
   std::int64_t batch_questions = 16;
   std::vector<std::int32_t> stop;  // tokens that end an answer
   std::function<void(std::int64_t questions)> progress;
+  /// To go on where a run was cut off: a part that begins at question `first` and is known already
+  /// (nullptr: none is), and what is to be told of every new part.
+  std::function<const ChoicePart*(std::int64_t first)> known;
+  std::function<void(const ChoicePart& part)> keep;
 };
 
 /// What one run over all questions gave. Q questions, W = the largest number of options.
