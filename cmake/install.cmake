@@ -1,7 +1,7 @@
 # cmake --install, and find_package(lamina) for projects outside.
 include(CMakePackageConfigHelpers)
 
-install(TARGETS lamina_core lamina_probes lamina_patching EXPORT laminaTargets
+install(TARGETS lamina_core lamina_probes lamina_patching lamina_circuits EXPORT laminaTargets
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
         INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS lamina_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
