@@ -260,7 +260,7 @@ TEST_P(Verbs, InfoReadsResultsFiles) {
   const Json json = Json::parse(lamina("info void.h5 --json"));
   EXPECT_EQ(json["kind"], "results");
   const auto& usage = json["analyses"]["void"]["datasets"]["usage"];
-  EXPECT_EQ(usage["type"], "f64");
+  EXPECT_EQ(usage["type"], "float64");
   EXPECT_EQ(usage["dimensions"][2]["name"], "layer");
   EXPECT_EQ(usage["dimensions"][2]["size"], 6);
   EXPECT_FALSE(usage["description"].get<std::string>().empty());

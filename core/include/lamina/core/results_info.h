@@ -10,7 +10,7 @@ namespace lamina {
 
 /// One dataset of a results file, or one of its axes.
 struct ResultDataset {
-  std::string name, type;                                         // "f64", "text" …
+  std::string name, type;                                         // "float64", "text" …
   std::vector<std::pair<std::string, std::uint64_t>> dimensions;  // name ("" if it has none), size
   std::string description, units;                                 // empty for axes
   bool axis = false;
