@@ -11,7 +11,7 @@ using Usage = Cli;
 
 constexpr const char* kVerbs[] = {
     "info",     "verify", "diff",  "demo",   "record",  "merge",      "generate",
-    "tokenize", "lens",   "tune",  "latent", "void",    "eval",       "inflection",
+    "tokenize", "lens",   "tune",  "latent", "void",    "eval",       "inflection", "depth",
     "pairs",    "patch",  "edges", "ablate", "bakeoff", "completion",
 };
 
