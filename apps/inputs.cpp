@@ -41,38 +41,6 @@ bool prepends_bos(const PromptInputs& inputs, const Model& model) {
   return bos == Bos::always || (bos == Bos::model && model.tokenizer()->adds_bos());
 }
 
-namespace {
-
-// Pieces are named ID#1, ID#2 …; a target belongs to the last one.
-std::vector<Prompt> cut(std::vector<Prompt> prompts, std::int64_t most, const Model& model) {
-  const std::optional<std::int32_t> bos =
-      model.tokenizer() == nullptr ? std::nullopt : model.tokenizer()->bos_id();
-  std::vector<Prompt> out;
-  for (Prompt& prompt : prompts) {
-    const auto length = static_cast<std::int64_t>(prompt.ids.size());
-    if (length <= most) {
-      out.push_back(std::move(prompt));
-      continue;
-    }
-    const std::int64_t head = bos && prompt.ids.front() == *bos && most > 1 ? 1 : 0;
-    std::int64_t number = 0;
-    for (std::int64_t at = head; at < length; at += most - head) {
-      Prompt piece;
-      piece.id = fmt::format("{}#{}", prompt.id, ++number);
-      piece.labels = prompt.labels;
-      if (head > 0) piece.ids.push_back(*bos);
-      const std::int64_t end = std::min(length, at + most - head);
-      piece.ids.insert(piece.ids.end(), prompt.ids.begin() + at, prompt.ids.begin() + end);
-      piece.given = static_cast<std::int64_t>(piece.ids.size());
-      if (end == length) piece.target = prompt.target;
-      out.push_back(std::move(piece));
-    }
-  }
-  return out;
-}
-
-}  // namespace
-
 std::vector<Prompt> load_prompts(const PromptInputs& inputs, const Model& model) {
   if (!has_prompts(inputs)) fail_usage("prompts are missing; give --prompts FILE or --text TEXT");
   const PromptOptions options{parse_bos(inputs.bos), true};
@@ -86,7 +54,11 @@ std::vector<Prompt> load_prompts(const PromptInputs& inputs, const Model& model)
     }
     prompts = text_prompts(inputs.texts, *model.tokenizer(), options);
   }
-  if (inputs.piece > 0) prompts = cut(std::move(prompts), inputs.piece, model);
+  if (inputs.piece > 0) {
+    const std::optional<std::int32_t> bos =
+        model.tokenizer() == nullptr ? std::nullopt : model.tokenizer()->bos_id();
+    prompts = cut_prompts(std::move(prompts), inputs.piece, bos);
+  }
   for (const Prompt& prompt : prompts) {
     if (static_cast<std::int64_t>(prompt.ids.size()) > model.config().n_ctx) {
       fail("prompt '{}' has {} tokens; the model's context holds {}", prompt.id, prompt.ids.size(),

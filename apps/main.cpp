@@ -68,6 +68,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_merge(app, globals);
   register_generate(app, globals);
   register_tokenize(app, globals);
+  register_survey(app, globals);
   register_lens(app, globals);
   register_tune(app, globals);
   register_latent(app, globals);

@@ -16,6 +16,7 @@ void register_record(CLI::App& app, Globals& globals);
 void register_merge(CLI::App& app, Globals& globals);
 void register_generate(CLI::App& app, Globals& globals);
 void register_tokenize(CLI::App& app, Globals& globals);
+void register_survey(CLI::App& app, Globals& globals);
 void register_lens(CLI::App& app, Globals& globals);
 void register_tune(CLI::App& app, Globals& globals);
 void register_latent(CLI::App& app, Globals& globals);

@@ -42,4 +42,10 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& path, const Tokeni
 std::vector<Prompt> text_prompts(std::span<const std::string> texts, const Tokenizer& tokenizer,
                                  const PromptOptions& options = {});
 
+/// Cuts prompts of more than `most` tokens into pieces ID#1, ID#2 … of at most that many, the last
+/// one shorter. If a prompt begins with `bos`, so does each of its pieces. Labels are those of the
+/// prompt, its target is the last piece's, texts are dropped.
+std::vector<Prompt> cut_prompts(std::vector<Prompt> prompts, std::int64_t most,
+                                std::optional<std::int32_t> bos);
+
 }  // namespace lamina
