@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -73,6 +75,9 @@ int main(int argc, char** argv) {
   const std::int64_t piece = argc > 4 ? std::stol(argv[4]) : 512;
   const int times = argc > 5 ? std::stoi(argv[5]) : 3;
 
+  SurveyOptions options;
+  options.exit_every = std::max<std::int64_t>(1, tokens / SurveyOptions::kExitTokens);
+
   // Children first: a process that has run OpenMP cannot be forked.
   const auto survey_only = [&](std::int64_t length) {
     const Model model = Model::load(argv[1]);
@@ -80,7 +85,7 @@ int main(int argc, char** argv) {
         cut_prompts(read_prompts(argv[2], model.tokenizer(), model.config().d_vocab), piece,
                     model.tokenizer()->bos_id());
     Forward forward(model);
-    Survey survey(forward);
+    Survey survey(forward, options);
     survey.run(corpus(pieces, length));
   };
   for (const std::int64_t length : {tokens / 4, tokens}) {
@@ -94,14 +99,25 @@ int main(int argc, char** argv) {
                                   piece, model.tokenizer()->bos_id());
   const std::vector<Prompt> prompts = corpus(pieces, tokens);
   Forward forward(model);
-  LiveOptions logits;
-  logits.topk = 1;
+  // The model's logits of every token, a few rows at a time, and nothing done with them.
+  const std::int64_t vocab = model.config().d_vocab;
+  std::vector<float> out;
+  const auto logits = [&](const ActivationBlock& block) {
+    constexpr std::int64_t kRows = 128;
+    std::vector<std::int64_t> rows;
+    for (std::int64_t first = 0; first < block.batch.tokens(); first += kRows) {
+      rows.resize(static_cast<std::size_t>(std::min(kRows, block.batch.tokens() - first)));
+      std::iota(rows.begin(), rows.end(), first);
+      out.resize(rows.size() * static_cast<std::size_t>(vocab));
+      forward.run_logits(rows, out);
+    }
+  };
   std::vector<double> stack, pass, survey;
   for (int i = 0; i < times; ++i) {
     stack.push_back(seconds([&] { run_live(forward, prompts, {}, {}, [](const auto&) {}); }));
-    pass.push_back(seconds([&] { run_live(forward, prompts, {}, logits, [](const auto&) {}); }));
+    pass.push_back(seconds([&] { run_live(forward, prompts, {}, {}, logits); }));
     survey.push_back(seconds([&] {
-      Survey all(forward);
+      Survey all(forward, options);
       all.run(prompts);
     }));
   }

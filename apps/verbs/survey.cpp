@@ -20,6 +20,7 @@ struct Args {
   PromptInputs prompts;
   OutputOptions output;
   SurveyOptions options;
+  std::int64_t exit_tokens = SurveyOptions::kExitTokens;
   std::int64_t gradient_tokens = 1024;
   bool json = false;
 };
@@ -54,6 +55,9 @@ int run_survey(Args& args, const Globals& globals) {
   const Model model = load_model(args.model);
   args.prompts.piece = std::min(args.prompts.piece, model.config().n_ctx);
   const std::vector<Prompt> prompts = load_prompts(args.prompts, model);
+  args.options.exit_every =
+      args.exit_tokens == 0 ? 0
+                            : std::max<std::int64_t>(1, total_tokens(prompts) / args.exit_tokens);
   Forward forward(model);
   Survey survey(forward, args.options);
   {
@@ -118,9 +122,13 @@ void register_survey(CLI::App& app, Globals& globals) {
                    "leave out (default 1 [ours])")
       ->check(CLI::NonNegativeNumber)
       ->option_text("N");
-  verb->add_option("--exit-every", args->options.exit_every,
-                   "decode one token in N at every layer (default 64 [ours]; 0: none)")
+  verb->add_option("--exit-tokens", args->exit_tokens,
+                   "decode about this many tokens at every layer (default 500 [ours]; 0: none)")
       ->check(CLI::NonNegativeNumber)
+      ->option_text("N");
+  verb->add_option("--coding-every", args->options.coding_every,
+                   "one token in N enters the coding rate (default 4 [ours])")
+      ->check(CLI::PositiveNumber)
       ->option_text("N");
   verb->add_option("--minibatch", args->options.minibatch,
                    "rows of a minibatch of the CKA (default 256 [ours])")

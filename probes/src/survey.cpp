@@ -21,11 +21,12 @@ const P* Survey::add(std::string_view name, Args&&... args) {
 
 Survey::Survey(Forward& forward, SurveyOptions options)
     : forward_(forward), options_(options), readout_(model_readout(forward)) {
-  if (options.skip < 0 || options.exit_every < 0 || options.minibatch < 4) {
+  if (options.skip < 0 || options.exit_every < 0 || options.coding_every < 1 ||
+      options.minibatch < 4) {
     fail_usage(
-        "survey: skip {}, exit_every {} and minibatch {} were asked for, at least 0, 0 and 4 "
-        "expected",
-        options.skip, options.exit_every, options.minibatch);
+        "survey: skip {}, exit_every {}, coding_every {} and minibatch {} were asked for, at least "
+        "0, 0, 1 and 4 expected",
+        options.skip, options.exit_every, options.coding_every, options.minibatch);
   }
   const ModelConfig& config = forward.model().config();
   const TokenChoice tokens{options.skip, 1};
@@ -46,7 +47,7 @@ Survey::Survey(Forward& forward, SurveyOptions options)
   angular = add<AngularProbe>("depth_angular", config, tokens);
   if (config.d_mlp > 0) sparsity = add<SparsityProbe>("depth_sparsity", config);
   CodingRateOptions coding_options;
-  coding_options.tokens = tokens;
+  coding_options.tokens = {options.skip, options.coding_every};
   coding_rate = add<CodingRateProbe>("depth_coding_rate", config, coding_options);
   if (options.exit_every > 0) {
     ExitOptions exit_options;

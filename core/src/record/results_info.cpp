@@ -97,7 +97,9 @@ ResultDataset describe(const h5::Object& group, const std::string& name) {
   out.name = name;
   const h5::Object dataset = h5::open_dataset(group, name);
   out.type = type_text(dataset);
-  const h5::Dims dims = h5::dataset_dims(dataset);
+  const h5::Handle space(check(H5Dget_space(dataset.id()), dataset.where, "read its extent"));
+  const bool scalar = H5Sget_simple_extent_type(space.get()) == H5S_SCALAR;
+  const h5::Dims dims = scalar ? h5::Dims() : h5::dataset_dims(dataset);
   const std::vector<std::string> names = dimension_names(dataset, dims.size());
   for (std::size_t i = 0; i < dims.size(); ++i) out.dimensions.emplace_back(names[i], dims[i]);
   const auto text = [&](const char* attribute) {
