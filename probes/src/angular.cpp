@@ -58,7 +58,6 @@ void AngularProbe::observe(const ActivationBlock& block) {
     gram.selfadjointView<Eigen::Lower>().rankUpdate(x.transpose());
     for (std::int64_t i = 0; i < count; ++i) {
       for (std::int64_t j = i + 1; j < count; ++j) {
-        // One root for both norms: equal streams have a cosine of exactly 1.
         const double norms = std::max(std::sqrt(gram(i, i) * gram(j, j)), kSmallestNorms);
         const double cosine = std::clamp(gram(j, i) / norms, -1.0, 1.0);
         *out++ = std::acos(cosine) * std::numbers::inv_pi;
