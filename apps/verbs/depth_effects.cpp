@@ -49,7 +49,7 @@ void add_depth_effects_options(CLI::App& verb, DepthEffectsOptions& options) {
       ->option_text("WHERE");
   verb.add_option(
           "--jacobian", options.jacobian,
-          "pairs of random vectors a layer for block Jacobians; 8 are many (default 0: none)")
+          "pairs of random vectors for the Jacobian of every block; try 8 (default 0: none)")
       ->check(CLI::Range(0, 1 << 16))
       ->option_text("N");
   verb.add_option("--batch-tokens", options.batch_tokens, "rows computed at once (default 1024)")

@@ -68,7 +68,7 @@ std::size_t statistic_of(const DepthEffectsOptions& options) {
 
 std::string skip_text(const EffectTable& table, std::int64_t layers, EffectPart part,
                       std::size_t which) {
-  const std::int64_t width = layers <= 36 ? 2 : 1;
+  const std::int64_t width = layers <= 24 ? 2 : 1;
   const bool output = !table.out[which].empty();
   std::string out =
       fmt::format("{} skipped, {}: {} of {} tokens, {} prompts, {} splits\n",
@@ -102,7 +102,7 @@ std::string skip_text(const EffectTable& table, std::int64_t layers, EffectPart 
 
 std::string erasure_text(const Erasure& erasure, std::span<const Prompt> prompts,
                          ErasureScope scope, const Tokenizer* tokenizer) {
-  const std::int64_t streams = erasure.n_layers + 1, width = streams <= 36 ? 2 : 1;
+  const std::int64_t streams = erasure.n_layers + 1, width = streams <= 25 ? 2 : 1;
   std::string out;
   for (const ErasureMap& map : erasure.maps) {
     const Prompt& prompt = prompts[static_cast<std::size_t>(map.prompt)];

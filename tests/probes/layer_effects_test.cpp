@@ -179,7 +179,7 @@ TEST_P(Families, AreThoseOfFullPassesBitForBit) {
     Forward forward(model);
     const auto prompts = as_prompts(random_prompts({5}, GetParam().d_vocab, 3));
     EXPECT_THROW(measure_layer_effects(forward, prompts), UsageError);
-    GTEST_SKIP() << "no causal language model";
+    return;
   }
   Forward forward(model);
   const auto ids = random_prompts({13, 6, 2, 9}, GetParam().d_vocab, 3);
