@@ -75,6 +75,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_inflection(app, globals);
   register_entropy(app, globals);
   register_depth(app, globals);
+  register_effects(app, globals);
   register_void(app, globals);
   register_eval(app, globals);
   register_pairs(app, globals);

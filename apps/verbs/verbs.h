@@ -23,6 +23,7 @@ void register_latent(CLI::App& app, Globals& globals);
 void register_inflection(CLI::App& app, Globals& globals);
 void register_entropy(CLI::App& app, Globals& globals);
 void register_depth(CLI::App& app, Globals& globals);
+void register_effects(CLI::App& app, Globals& globals);
 void register_void(CLI::App& app, Globals& globals);
 void register_eval(CLI::App& app, Globals& globals);
 void register_pairs(CLI::App& app, Globals& globals);

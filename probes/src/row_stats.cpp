@@ -131,6 +131,38 @@ Softmax softmax(std::span<const float> logits) {
   return s;
 }
 
+void to_probabilities(std::span<float> row) {
+  const double max = largest(row);
+  Lanes sum{};
+  double d[kChunk], e[kChunk];
+  const auto size = static_cast<std::int64_t>(row.size());
+  for (std::int64_t at = 0; at < size; at += kChunk) {
+    const std::int64_t n = std::min(kChunk, size - at);
+    float* x = row.data() + at;
+    for (std::int64_t i = 0; i < n; ++i) d[i] = shifted_logit(x[i], max);
+    exp_chunk(d, n, e);
+    accumulate(e, n, sum);
+    for (std::int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(e[i]);
+  }
+  const auto scale = static_cast<float>(1.0 / add_up(sum));
+  for (float& p : row) p *= scale;
+}
+
+double distance(std::span<const float> a, std::span<const float> b) {
+  Lanes sum{};
+  double squares[kChunk];
+  const auto size = static_cast<std::int64_t>(a.size());
+  for (std::int64_t at = 0; at < size; at += kChunk) {
+    const std::int64_t n = std::min(kChunk, size - at);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double difference = static_cast<double>(a[at + i]) - b[at + i];
+      squares[i] = difference * difference;
+    }
+    accumulate(squares, n, sum);
+  }
+  return std::sqrt(add_up(sum));
+}
+
 Reference reference(std::span<const float> logits, std::int64_t top) {
   Reference r;
   r.logits = logits;

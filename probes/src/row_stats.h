@@ -48,6 +48,12 @@ void top_k(std::span<const float> logits, std::span<std::int32_t> out);
 /// 1 + number of ids before `id` in the order of top_k.
 std::int32_t rank(std::span<const float> logits, std::int32_t id);
 
+/// Replaces a row of logits by its probabilities.
+void to_probabilities(std::span<float> row);
+
+/// ‖a − b‖ of two rows of the same length.
+double distance(std::span<const float> a, std::span<const float> b);
+
 /// exp(x) for x ≤ 0, within 1e-15 relative; 0 below −708.
 double exp_nonpositive(double x);
 
