@@ -73,6 +73,8 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_latent(app, globals);
   register_inflection(app, globals);
   register_probe(app, globals);
+  register_clue(app, globals);
+  register_infoplane(app, globals);
   register_void(app, globals);
   register_eval(app, globals);
   register_pairs(app, globals);

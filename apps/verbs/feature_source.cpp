@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "lamina/core/error.h"
 #include "ui/terminal.h"
@@ -23,7 +24,9 @@ void add_feature_options(CLI::App& verb, FeatureInputs& inputs, const char* grou
   verb.add_option("--sites", inputs.sites, "places to read (default: resid_post of all layers)")
       ->delimiter(',')
       ->option_text("GLOB...");
-  verb.add_option("--group", inputs.group, group_help)->option_text("NAME");
+  if (group_help != nullptr) {
+    verb.add_option("--group", inputs.group, group_help)->option_text("NAME");
+  }
   verb.add_flag("--skip-unlabelled", inputs.skip_unlabelled, "leave prompts without the label out");
   verb.add_option("--memory", inputs.memory, "most bytes of features held at a time (default 1G)")
       ->option_text("BYTES");
@@ -44,8 +47,9 @@ FeatureSource::FeatureSource(const FeatureInputs& inputs, const Globals& globals
     return;
   }
   if (has_prompts(inputs.prompts) || inputs.sampling.max_new > 0 || !inputs.source.model.empty()) {
-    fail_usage("recordings are read without a model: --model, prompts and --generate go without "
-               "recordings");
+    fail_usage(
+        "recordings are read without a model: --model, prompts and --generate go without "
+        "recordings");
   }
   for (const std::string& path : paths) {
     recordings_.push_back(Recording::open(path));
@@ -74,7 +78,27 @@ std::vector<Site> FeatureSource::sites() const {
   return match_sites(inputs_.sites, config());
 }
 
+std::set<std::string> FeatureSource::label_names() const {
+  std::set<std::string> names;
+  const auto add = [&](std::span<const Prompt> prompts) {
+    for (const Prompt& prompt : prompts) {
+      for (const auto& [name, value] : prompt.labels) names.insert(name);
+    }
+  };
+  if (live_) add(prompts_);
+  for (const Recording& recording : recordings_) add(recording.prompts());
+  return names;
+}
+
 std::vector<FeatureRow> FeatureSource::rows(const FeatureOptions& options) const {
+  // A label that no prompt has is mistyped rather than missing.
+  for (const std::string& label : {options.label, options.group}) {
+    const std::set<std::string> names = label_names();
+    if (label.empty() || names.contains(label)) continue;
+    fail("no prompt has the label '{}'; {}", label,
+         names.empty() ? "the prompts have no labels"
+                       : fmt::format("there are {}", fmt::join(names, ", ")));
+  }
   std::vector<FeatureRow> rows;
   std::int64_t number = 0;
   const auto add = [&](std::span<const Prompt> prompts) {
@@ -98,10 +122,11 @@ std::vector<std::vector<Site>> FeatureSource::groups(const FeatureOptions& optio
     const auto width = static_cast<std::uint64_t>(shape.attention ? 1 : shape.row());
     const std::uint64_t bytes = count * width * sizeof(float);
     if (bytes > most) {
-      fail("{}: {} rows of {} values take {}, --memory allows {}: read fewer tokens (--position), "
-           "or allow more",
-           site_name(site), grouped(static_cast<std::int64_t>(count)), width, bytes_text(bytes),
-           bytes_text(most));
+      fail(
+          "{}: {} rows of {} values take {}, --memory allows {}: read fewer tokens (--position), "
+          "or allow more",
+          site_name(site), grouped(static_cast<std::int64_t>(count)), width, bytes_text(bytes),
+          bytes_text(most));
     }
     // A recording is read site by site in any case: that costs nothing more.
     if (out.empty() || !live_ || held + bytes > most) {

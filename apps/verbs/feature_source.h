@@ -3,6 +3,7 @@
 #include <CLI/App.hpp>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ struct FeatureInputs {
   std::string memory = "1G";
 };
 /// RECORDING…, --model, --prompts, --text, --bos, --generate, --sites, --group, --skip-unlabelled
-/// and --memory.
+/// and --memory. No --group if `group_help` is nullptr.
 void add_feature_options(CLI::App& verb, FeatureInputs& inputs, const char* group_help);
 
 class FeatureSource {
@@ -40,6 +41,9 @@ class FeatureSource {
   std::vector<Site> sites() const;
   /// The rows of all prompts, before anything is read: wrong labels cost no forward pass.
   std::vector<FeatureRow> rows(const FeatureOptions& options) const;
+
+  /// Names of all labels of all prompts.
+  std::set<std::string> label_names() const;
 
   /// Reads `options.sites`, as many at a time as --memory holds (a recording or a model is gone
   /// through several times if it must be), and hands each over, in order. Error if one alone is

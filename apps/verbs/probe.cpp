@@ -91,8 +91,7 @@ int apply(const Args& args, FeatureSource& source, const Globals& globals) {
   features.index = stored.index;
   features.skip = stored.skip;
   std::vector<const StoredProbe*> probes;
-  const std::vector<Site> wanted =
-      args.inputs.sites.empty() ? std::vector<Site>() : source.sites();
+  const std::vector<Site> wanted = args.inputs.sites.empty() ? std::vector<Site>() : source.sites();
   for (const StoredProbe& probe : stored.sites) {
     const Site site = parse_site(probe.site, source.config());
     if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), site) == wanted.end()) continue;
@@ -108,14 +107,10 @@ int apply(const Args& args, FeatureSource& source, const Globals& globals) {
   // Labels are compared with where there are any.
   AppliedRun run;
   run.stored = &stored;
-  features.label = args.label;
+  run.labelled = source.label_names().contains(args.label);
+  features.label = run.labelled ? args.label : "";
   features.skip_unlabelled = true;
   run.rows = source.rows(features);
-  run.labelled = !run.rows.empty();
-  if (!run.labelled) {
-    features.label.clear();
-    run.rows = source.rows(features);
-  }
   source.read(features, [&](const Features& read, std::size_t s) {
     run.sites.push_back(apply_probe(*probes[run.sites.size()], read.values(s), stored.kind));
   });
@@ -143,8 +138,7 @@ int run_probe(Args& args, const Globals& globals) {
     fail_usage("--apply fits nothing: there is nothing for --directions to keep");
   }
   FeatureSource source(args.inputs, globals);
-  const int code =
-      args.apply.empty() ? fit(args, source, globals) : apply(args, source, globals);
+  const int code = args.apply.empty() ? fit(args, source, globals) : apply(args, source, globals);
   if (!args.output.path.empty()) info("wrote {}", args.output.path);
   if (!args.directions.empty()) info("wrote {}", args.directions);
   return code;
@@ -157,8 +151,9 @@ void register_probe(CLI::App& app, Globals& globals) {
   CLI::App* verb =
       app.add_subcommand("probe", "linear probes and class-mean directions per site and layer");
   verb->group("Read");
-  add_feature_options(*verb, args->inputs,
-                      "label whose value prompts share that folds must not part (pairs, questions)");
+  add_feature_options(
+      *verb, args->inputs,
+      "label whose value prompts share that folds must not part (pairs, questions)");
   add_output_options(*verb, args->output, "write the results to this HDF5 file");
   LinearProbeOptions& o = args->options;
   verb->add_option("--label", args->label, "the prompts' label to predict (default label)")

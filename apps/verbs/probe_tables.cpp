@@ -83,15 +83,16 @@ std::string probe_text(const ProbeRun& run) {
     cells.insert(cells.end(), {number(site.control_mean), number(site.selectivity),
                                fmt::format("{:g}", site.strength)});
     if (!ridge) {
-      cells.insert(cells.end(), {number(mean(site.direction_auroc)),
-                                 number(mean(site.whitened_auroc))});
+      cells.insert(cells.end(),
+                   {number(mean(site.direction_auroc)), number(mean(site.whitened_auroc))});
     }
     table.row(cells);
   }
   out += table.text(2);
   if (!ridge) {
-    out += "\n  means, whitened: AUROC of the held-out projection on the difference of class "
-           "means, and on that\n  whitened by the within-class covariance";
+    out +=
+        "\n  means, whitened: AUROC of the held-out projection on the difference of class "
+        "means, and on that\n  whitened by the within-class covariance";
     out += two ? "\n" : " (mean over classes against the rest)\n";
   }
   if (scores.size() > 1) {
@@ -255,9 +256,9 @@ std::string applied_text(const AppliedRun& run) {
     } else {
       std::string text;
       for (std::size_t c = 0; c < stored.classes.size() && c < 8; ++c) {
-        text += fmt::format("{}{} {}", c > 0 ? ", " : "", stored.classes[c],
-                            std::count(site.predicted.begin(), site.predicted.end(),
-                                       static_cast<std::int32_t>(c)));
+        text += fmt::format(
+            "{}{} {}", c > 0 ? ", " : "", stored.classes[c],
+            std::count(site.predicted.begin(), site.predicted.end(), static_cast<std::int32_t>(c)));
       }
       cells.push_back(text);
     }

@@ -21,6 +21,8 @@ void register_tune(CLI::App& app, Globals& globals);
 void register_latent(CLI::App& app, Globals& globals);
 void register_inflection(CLI::App& app, Globals& globals);
 void register_probe(CLI::App& app, Globals& globals);
+void register_clue(CLI::App& app, Globals& globals);
+void register_infoplane(CLI::App& app, Globals& globals);
 void register_void(CLI::App& app, Globals& globals);
 void register_eval(CLI::App& app, Globals& globals);
 void register_pairs(CLI::App& app, Globals& globals);

@@ -44,8 +44,9 @@ std::int64_t marked(const Prompt& prompt, const TokenMarker& marker, std::int64_
     return found - prompt.ids.begin() + static_cast<std::int64_t>(marker.ids.size()) - 1;
   }
   if (prompt.given >= length) {
-    fail("prompt '{}' has no generated tokens: record it with --generate, or give --start and --end",
-         prompt.id);
+    fail(
+        "prompt '{}' has no generated tokens: record it with --generate, or give --start and --end",
+        prompt.id);
   }
   return marker.kind == Kind::first_generated ? prompt.given : length - 1;
 }
@@ -77,12 +78,18 @@ RowChoice parse_row_choice(std::string_view text, std::int64_t& index) {
 
 std::string row_choice_text(RowChoice choice, std::int64_t index) {
   switch (choice) {
-    case RowChoice::last: return "last";
-    case RowChoice::first: return "first";
-    case RowChoice::mean: return "mean";
-    case RowChoice::all: return "all";
-    case RowChoice::index: return std::to_string(index);
-    case RowChoice::difference: return "difference";
+    case RowChoice::last:
+      return "last";
+    case RowChoice::first:
+      return "first";
+    case RowChoice::mean:
+      return "mean";
+    case RowChoice::all:
+      return "all";
+    case RowChoice::index:
+      return std::to_string(index);
+    case RowChoice::difference:
+      return "difference";
   }
   return "";
 }
@@ -139,9 +146,10 @@ std::vector<FeatureRow> feature_rows(const Prompt& prompt, std::int64_t number,
   }
   if (per_token) {
     if (options.choice == RowChoice::mean || options.choice == RowChoice::difference) {
-      fail("prompt '{}': label '{}' has one value per token, a mean or difference of tokens needs "
-           "one per prompt",
-           prompt.id, options.label);
+      fail(
+          "prompt '{}': label '{}' has one value per token, a mean or difference of tokens needs "
+          "one per prompt",
+          prompt.id, options.label);
     }
     const auto entries = static_cast<std::int64_t>(per_token->size());
     if (entries != length && entries != prompt.given) {
@@ -162,9 +170,15 @@ std::vector<FeatureRow> feature_rows(const Prompt& prompt, std::int64_t number,
     rows.push_back(row);
   };
   switch (options.choice) {
-    case RowChoice::last: add(length - 1); break;
-    case RowChoice::first: add(0); break;
-    case RowChoice::index: add(at_index(prompt, options.index)); break;
+    case RowChoice::last:
+      add(length - 1);
+      break;
+    case RowChoice::first:
+      add(0);
+      break;
+    case RowChoice::index:
+      add(at_index(prompt, options.index));
+      break;
     case RowChoice::mean:
       if (options.skip >= length) {
         fail("prompt '{}' has {} tokens: skipping {} leaves none", prompt.id, length, options.skip);
@@ -287,7 +301,8 @@ void Features::write(ResultFile& file) const {
     if (std::find(made.begin(), made.end(), widths_[s]) == made.end()) {
       made.push_back(widths_[s]);
       std::vector<std::int64_t> components(size(widths_[s]));
-      for (std::size_t i = 0; i < components.size(); ++i) components[i] = static_cast<std::int64_t>(i);
+      for (std::size_t i = 0; i < components.size(); ++i)
+        components[i] = static_cast<std::int64_t>(i);
       file.axis(axis, components);
     }
     file.dataset(site_name(options_.sites[s]), Names{"row", axis}, values(s),

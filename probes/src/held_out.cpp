@@ -40,8 +40,7 @@ Scorer::Scorer(std::span<const std::int32_t> fold, std::span<const std::int32_t>
   for (std::int32_t u : unit_) units_ = std::max<std::int64_t>(units_, u + 1);
 }
 
-Score Scorer::with_interval(
-    const std::function<double(std::span<const double>)>& statistic) const {
+Score Scorer::with_interval(const std::function<double(std::span<const double>)>& statistic) const {
   std::vector<double> weights(unit_.size(), 1.0);
   Score score{statistic(weights), kNaN, kNaN};
   if (resamples_ == 0 || std::isnan(score.value)) return score;
@@ -82,8 +81,8 @@ Score Scorer::accuracy(std::span<const std::int32_t> predicted,
   });
 }
 
-Score Scorer::balanced(std::span<const std::int32_t> predicted,
-                       std::span<const std::int32_t> label, std::int32_t classes) const {
+Score Scorer::balanced(std::span<const std::int32_t> predicted, std::span<const std::int32_t> label,
+                       std::int32_t classes) const {
   return with_interval([&, classes](std::span<const double> w) {
     std::vector<double> right(static_cast<std::size_t>(classes)), all(right);
     for (std::size_t i = 0; i < label.size(); ++i) {

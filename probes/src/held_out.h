@@ -24,7 +24,8 @@ class Scorer {
          std::int64_t resamples, std::uint64_t seed);
 
   /// Share of rows whose prediction is right. Wilson's interval if every unit has one row.
-  Score accuracy(std::span<const std::int32_t> predicted, std::span<const std::int32_t> label) const;
+  Score accuracy(std::span<const std::int32_t> predicted,
+                 std::span<const std::int32_t> label) const;
   /// Mean over classes of the share of its rows that is predicted right.
   Score balanced(std::span<const std::int32_t> predicted, std::span<const std::int32_t> label,
                  std::int32_t classes) const;

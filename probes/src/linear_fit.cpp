@@ -12,20 +12,6 @@ namespace {
 
 using Array = Eigen::ArrayXXd;
 
-// Eigenvectors of a symmetric matrix, largest eigenvalue first, those that are rounding left out.
-void principal(const Matrix& symmetric, Eigen::Index dimension, Matrix& vectors, Vector& values) {
-  const Eigen::SelfAdjointEigenSolver<Matrix> solver(symmetric);
-  if (solver.info() != Eigen::Success) fail("the eigendecomposition of the features failed");
-  const Eigen::Index n = symmetric.rows();
-  const double largest = n > 0 ? solver.eigenvalues()[n - 1] : 0.0;
-  const double least = largest * static_cast<double>(std::max(n, dimension)) *
-                       std::numeric_limits<double>::epsilon();
-  Eigen::Index rank = 0;
-  while (rank < n && solver.eigenvalues()[n - 1 - rank] > least) ++rank;
-  vectors = solver.eigenvectors().rightCols(rank).rowwise().reverse();
-  values = solver.eigenvalues().tail(rank).reverse();
-}
-
 // The objective of fit_logistic at some parameters, and what its derivatives need.
 class Logistic {
  public:
@@ -138,6 +124,19 @@ Matrix newton_direction(const Logistic& model, const Matrix& g) {
 }
 
 }  // namespace
+
+void principal(const Matrix& symmetric, Eigen::Index dimension, Matrix& vectors, Vector& values) {
+  const Eigen::SelfAdjointEigenSolver<Matrix> solver(symmetric);
+  if (solver.info() != Eigen::Success) fail("the eigendecomposition of the features failed");
+  const Eigen::Index n = symmetric.rows();
+  const double largest = n > 0 ? solver.eigenvalues()[n - 1] : 0.0;
+  const double least = largest * static_cast<double>(std::max(n, dimension)) *
+                       std::numeric_limits<double>::epsilon();
+  Eigen::Index rank = 0;
+  while (rank < n && solver.eigenvalues()[n - 1 - rank] > least) ++rank;
+  vectors = solver.eigenvectors().rightCols(rank).rowwise().reverse();
+  values = solver.eigenvalues().tail(rank).reverse();
+}
 
 Matrix Basis::project(const Matrix& x) const {
   Matrix standard = x.rowwise() - mean.transpose();

@@ -13,6 +13,10 @@ namespace lamina::linear {
 using Matrix = Eigen::MatrixXd;
 using Vector = Eigen::VectorXd;
 
+/// Eigenvectors of a symmetric matrix, largest eigenvalue first, without those that are rounding:
+/// at most `dimension`, or the matrix's size, times ε times the largest. Error if it fails.
+void principal(const Matrix& symmetric, Eigen::Index dimension, Matrix& vectors, Vector& values);
+
 /// Training rows, standardised and turned onto their principal axes. The axes span the rows, so a
 /// penalised fit in these r ≤ min(n, D) coordinates is the fit in all D of them (r = rank), and
 /// rowsᵀ·rows is diagonal: ridge regression at any strength costs one division per axis.

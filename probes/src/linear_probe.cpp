@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <exception>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -11,6 +10,7 @@
 #include "held_out.h"
 #include "lamina/core/error.h"
 #include "linear_fit.h"
+#include "parallel_tasks.h"
 
 namespace lamina {
 namespace {
@@ -21,24 +21,6 @@ using linear::Vector;
 
 std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);
-}
-
-// A loop over tasks on all threads; the first exception by index is thrown afterwards. Eigen's
-// products inside run on one thread each, so results do not depend on the number of threads.
-template <class Task>
-void parallel(std::size_t count, const Task& task) {
-  std::vector<std::exception_ptr> errors(count);
-#pragma omp parallel for schedule(dynamic, 1)
-  for (std::size_t i = 0; i < count; ++i) {
-    try {
-      task(i);
-    } catch (...) {
-      errors[i] = std::current_exception();
-    }
-  }
-  for (const std::exception_ptr& error : errors) {
-    if (error) std::rethrow_exception(error);
-  }
 }
 
 // Labels as they are (version 0) and shuffled (1 …). Shuffling stays within a fold, so folds keep
@@ -146,8 +128,8 @@ class SiteFit {
   std::size_t best(const std::vector<double>& losses) const {
     std::size_t at = 0;  // ties: the stronger
     for (std::size_t s = 1; s < losses.size(); ++s) {
-      if (losses[s] < losses[at] || (losses[s] == losses[at] &&
-                                     options_.strengths[s] > options_.strengths[at])) {
+      if (losses[s] < losses[at] ||
+          (losses[s] == losses[at] && options_.strengths[s] > options_.strengths[at])) {
         at = s;
       }
     }
@@ -317,9 +299,8 @@ void SiteFit::hold_out(std::int32_t fold) {
   if (ridge_) return;
   std::vector<std::int32_t> labels;
   for (Eigen::Index r : training.rows) labels.push_back(targets_.label[size(r)]);
-  const linear::MeanDirections means = linear::mean_directions(x_(training.rows, Eigen::all),
-                                                               labels, classes_,
-                                                               options_.shrinkage);
+  const linear::MeanDirections means =
+      linear::mean_directions(x_(training.rows, Eigen::all), labels, classes_, options_.shrinkage);
   projection_(rows, Eigen::all) = test * means.raw;
   whitened_(rows, Eigen::all) = test * means.whitened;
 }
@@ -366,7 +347,9 @@ void SiteFit::summarize() {
     }
     return sum;
   };
-  const auto score = [&](double sum, std::size_t v) { return ridge_ ? 1 - sum / total(v) : sum / n; };
+  const auto score = [&](double sum, std::size_t v) {
+    return ridge_ ? 1 - sum / total(v) : sum / n;
+  };
   for (std::int64_t f = 0; f < options_.folds; ++f) {
     const std::vector<Eigen::Index> rows = rows_of(static_cast<std::int32_t>(f));
     double sum = 0, spread = 0;
@@ -379,8 +362,7 @@ void SiteFit::summarize() {
     out_.residual = std::max(out_.residual, residual_[size(f)]);
   }
   for (std::size_t v = 1; v < versions(); ++v) {
-    out_.control.push_back(
-        score(std::accumulate(right_[v].begin(), right_[v].end(), 0.0), v));
+    out_.control.push_back(score(std::accumulate(right_[v].begin(), right_[v].end(), 0.0), v));
   }
   out_.decision = row_major(decision_);
   if (ridge_) {
@@ -392,7 +374,8 @@ void SiteFit::summarize() {
     out_.balanced_accuracy = scorer.balanced(guess, targets_.label, classes_);
     for (Eigen::Index c = 0; c < out_.outputs; ++c) {
       std::vector<std::uint8_t> positive;
-      for (std::int32_t label : targets_.label) positive.push_back(label == (classes_ == 2 ? 1 : c));
+      for (std::int32_t label : targets_.label)
+        positive.push_back(label == (classes_ == 2 ? 1 : c));
       out_.direction_auroc.push_back(scorer.auroc(column(projection_, c), positive));
       out_.whitened_auroc.push_back(scorer.auroc(column(whitened_, c), positive));
       if (classes_ == 2) out_.auroc = scorer.auroc(column(decision_, c), positive);
@@ -401,11 +384,10 @@ void SiteFit::summarize() {
     if (classes_ != 2) out_.auroc = {kNaN, kNaN, kNaN};
   }
   constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-  out_.control_mean =
-      out_.control.empty()
-          ? kNaN
-          : std::accumulate(out_.control.begin(), out_.control.end(), 0.0) /
-                static_cast<double>(out_.control.size());
+  out_.control_mean = out_.control.empty()
+                          ? kNaN
+                          : std::accumulate(out_.control.begin(), out_.control.end(), 0.0) /
+                                static_cast<double>(out_.control.size());
   out_.selectivity = out_.score(options_.kind).value - out_.control_mean;
   for (std::size_t s = 0; s < strengths(); ++s) {
     double sum = 0;

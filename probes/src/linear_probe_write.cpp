@@ -80,17 +80,18 @@ class Writer {
   // Rows [output, width] with NaN where another site is wider.
   void components(std::string_view name, std::vector<double> SiteProbe::*field,
                   std::string_view description) {
-    values(name, {"output", "component"},
-           [&](const SiteProbe& site) {
-             std::vector<double> out(size(site.outputs * widest_),
-                                     std::numeric_limits<double>::quiet_NaN());
-             for (std::int64_t o = 0; o < site.outputs; ++o) {
-               std::copy_n((site.*field).begin() + o * site.width, site.width,
-                           out.begin() + o * widest_);
-             }
-             return out;
-           },
-           description);
+    values(
+        name, {"output", "component"},
+        [&](const SiteProbe& site) {
+          std::vector<double> out(size(site.outputs * widest_),
+                                  std::numeric_limits<double>::quiet_NaN());
+          for (std::int64_t o = 0; o < site.outputs; ++o) {
+            std::copy_n((site.*field).begin() + o * site.width, site.width,
+                        out.begin() + o * widest_);
+          }
+          return out;
+        },
+        description);
   }
 
  private:
@@ -113,15 +114,17 @@ void write_settings(ResultFile& file, const ProbeRun& run) {
   file.setting("seed", std::to_string(o.seed));
   file.setting("rows", static_cast<std::int64_t>(run.rows.size()));
   file.setting("units", static_cast<std::int64_t>(run.targets.units));
-  file.setting("objective",
-               std::string(o.kind == ProbeKind::ridge
-                               ? "mean squared error / 2 + strength / 2 * squared weights, features "
-                                 "standardised on the training rows, intercept free"
-                               : "mean -log p + strength / 2 * squared weights, features "
-                                 "standardised on the training rows, intercept free"));
-  file.setting("choice_of_strength",
-               std::string("per held-out fold, by folds left out of its training rows (least loss); "
-                           "of the stored weights, by the loss of all folds"));
+  file.setting(
+      "objective",
+      std::string(o.kind == ProbeKind::ridge
+                      ? "mean squared error / 2 + strength / 2 * squared weights, features "
+                        "standardised on the training rows, intercept free"
+                      : "mean -log p + strength / 2 * squared weights, features "
+                        "standardised on the training rows, intercept free"));
+  file.setting(
+      "choice_of_strength",
+      std::string("per held-out fold, by folds left out of its training rows (least loss); "
+                  "of the stored weights, by the loss of all folds"));
 }
 
 }  // namespace
@@ -135,45 +138,57 @@ void write_linear_probes(ResultFile& file, const ProbeRun& run) {
   std::vector<std::int32_t> layers;
   for (const SiteProbe& site : run.sites) layers.push_back(site.layer);
   file.dataset("layer", Names{"site"}, layers, "layer of the site, -1 outside the layers", "layer");
-  writer.values("width", {}, [](const SiteProbe& s) { return Values{double(s.width)}; },
-                "values per row");
-  writer.values("constant_features", {},
-                [](const SiteProbe& s) { return Values{double(s.constant_features)}; },
-                "features that are the same in all rows");
-  writer.values("chosen_strength", {}, [](const SiteProbe& s) { return Values{s.strength}; },
-                "strength of the stored weights");
-  writer.values("path_loss", {"strength"}, [](const SiteProbe& s) { return s.path_loss; },
-                ridge ? "held-out mean squared error" : "held-out mean -log p of the label",
-                ridge ? "" : "nats");
-  writer.values("path_score", {"strength"}, [](const SiteProbe& s) { return s.path_score; },
-                ridge ? "held-out R2" : "held-out accuracy");
-  writer.values("fold_score", {"fold"}, [](const SiteProbe& s) { return s.fold_score; },
-                "score of the fold's held-out rows");
-  writer.values("fold_strength", {"fold"}, [](const SiteProbe& s) { return s.fold_strength; },
-                "strength chosen without the fold");
+  writer.values(
+      "width", {}, [](const SiteProbe& s) { return Values{double(s.width)}; }, "values per row");
+  writer.values(
+      "constant_features", {},
+      [](const SiteProbe& s) { return Values{double(s.constant_features)}; },
+      "features that are the same in all rows");
+  writer.values(
+      "chosen_strength", {}, [](const SiteProbe& s) { return Values{s.strength}; },
+      "strength of the stored weights");
+  writer.values(
+      "path_loss", {"strength"}, [](const SiteProbe& s) { return s.path_loss; },
+      ridge ? "held-out mean squared error" : "held-out mean -log p of the label",
+      ridge ? "" : "nats");
+  writer.values(
+      "path_score", {"strength"}, [](const SiteProbe& s) { return s.path_score; },
+      ridge ? "held-out R2" : "held-out accuracy");
+  writer.values(
+      "fold_score", {"fold"}, [](const SiteProbe& s) { return s.fold_score; },
+      "score of the fold's held-out rows");
+  writer.values(
+      "fold_strength", {"fold"}, [](const SiteProbe& s) { return s.fold_strength; },
+      "strength chosen without the fold");
   if (ridge) {
-    writer.score("r2", {}, [](const SiteProbe& s) { return std::vector<Score>{s.r2}; },
-                 "held-out R2, spread about the training rows' mean");
+    writer.score(
+        "r2", {}, [](const SiteProbe& s) { return std::vector<Score>{s.r2}; },
+        "held-out R2, spread about the training rows' mean");
   } else {
-    writer.score("accuracy", {}, [](const SiteProbe& s) { return std::vector<Score>{s.accuracy}; },
-                 "held-out accuracy");
-    writer.score("balanced_accuracy", {},
-                 [](const SiteProbe& s) { return std::vector<Score>{s.balanced_accuracy}; },
-                 "held-out accuracy, mean over classes");
-    writer.score("auroc", {}, [](const SiteProbe& s) { return std::vector<Score>{s.auroc}; },
-                 "held-out area under the ROC curve, pairs of the same fold; NaN but for two "
-                 "classes");
-    writer.score("direction_auroc", {"output"},
-                 [](const SiteProbe& s) { return s.direction_auroc; },
-                 "held-out AUROC of the projection on the difference of means");
-    writer.score("whitened_auroc", {"output"}, [](const SiteProbe& s) { return s.whitened_auroc; },
-                 "the same for the whitened difference of means");
+    writer.score(
+        "accuracy", {}, [](const SiteProbe& s) { return std::vector<Score>{s.accuracy}; },
+        "held-out accuracy");
+    writer.score(
+        "balanced_accuracy", {},
+        [](const SiteProbe& s) { return std::vector<Score>{s.balanced_accuracy}; },
+        "held-out accuracy, mean over classes");
+    writer.score(
+        "auroc", {}, [](const SiteProbe& s) { return std::vector<Score>{s.auroc}; },
+        "held-out area under the ROC curve, pairs of the same fold; NaN but for two "
+        "classes");
+    writer.score(
+        "direction_auroc", {"output"}, [](const SiteProbe& s) { return s.direction_auroc; },
+        "held-out AUROC of the projection on the difference of means");
+    writer.score(
+        "whitened_auroc", {"output"}, [](const SiteProbe& s) { return s.whitened_auroc; },
+        "the same for the whitened difference of means");
     writer.components("direction", &SiteProbe::direction,
                       "mean of the class minus mean of the other rows");
     writer.components("whitened_direction", &SiteProbe::whitened,
                       "inverse of the shrunk within-class covariance times direction");
-    writer.values("midpoint", {"output"}, [](const SiteProbe& s) { return s.midpoint; },
-                  "direction times the point half way between the two means");
+    writer.values(
+        "midpoint", {"output"}, [](const SiteProbe& s) { return s.midpoint; },
+        "direction times the point half way between the two means");
     std::vector<std::int32_t> labels(run.targets.label.begin(), run.targets.label.end());
     file.axis("class", run.targets.classes);
     file.dataset("row_class", Names{"row"}, labels, "index of the row's label in class", "");
@@ -181,13 +196,16 @@ void write_linear_probes(ResultFile& file, const ProbeRun& run) {
   if (ridge) {
     file.dataset("row_value", Names{"row"}, run.targets.value, "the row's label", "");
   }
-  writer.values("control", {"repetition"}, [](const SiteProbe& s) { return s.control; },
-                "score of the same procedure with labels shuffled within folds");
-  writer.values("selectivity", {}, [](const SiteProbe& s) { return Values{s.selectivity}; },
-                "score minus mean of control");
+  writer.values(
+      "control", {"repetition"}, [](const SiteProbe& s) { return s.control; },
+      "score of the same procedure with labels shuffled within folds");
+  writer.values(
+      "selectivity", {}, [](const SiteProbe& s) { return Values{s.selectivity}; },
+      "score minus mean of control");
   writer.components("weight", &SiteProbe::weight, "weights of the features as they are");
-  writer.values("bias", {"output"}, [](const SiteProbe& s) { return s.bias; },
-                "score = weight * features + bias");
+  writer.values(
+      "bias", {"output"}, [](const SiteProbe& s) { return s.bias; },
+      "score = weight * features + bias");
   file.dataset("row_fold", Names{"row"}, run.fold, "the fold that held the row out", "");
   std::vector<std::int32_t> tokens;
   Names prompts;
@@ -197,8 +215,9 @@ void write_linear_probes(ResultFile& file, const ProbeRun& run) {
   }
   file.dataset("row_token", Names{"row"}, tokens, "the row's token within its prompt", "token");
   file.dataset("row_prompt", Names{"row"}, prompts, "id of the row's prompt", "");
-  writer.values("decision", {"row", "output"}, [](const SiteProbe& s) { return s.decision; },
-                "held-out score of the row");
+  writer.values(
+      "decision", {"row", "output"}, [](const SiteProbe& s) { return s.decision; },
+      "held-out score of the row");
 }
 
 void write_probe_file(const std::filesystem::path& path, const ProbeRun& run,
@@ -224,7 +243,8 @@ void write_probe_file(const std::filesystem::path& path, const ProbeRun& run,
     std::vector<double> unit = site.direction;
     for (std::int64_t o = 0; o < site.outputs && !unit.empty(); ++o) {
       double squares = 0;
-      for (std::int64_t i = 0; i < site.width; ++i) squares += std::pow(unit[size(o * site.width + i)], 2);
+      for (std::int64_t i = 0; i < site.width; ++i)
+        squares += std::pow(unit[size(o * site.width + i)], 2);
       const double scale = squares > 0 ? 1 / std::sqrt(squares) : 0.0;
       for (std::int64_t i = 0; i < site.width; ++i) unit[size(o * site.width + i)] *= scale;
     }

@@ -65,9 +65,10 @@ void check_classes(const ProbeTargets& targets, std::span<const std::int32_t> fo
     std::int64_t most = 0;
     for (std::size_t i = 0; i < left_out; ++i) most += count[i];
     if (most < all) continue;
-    fail("label '{}': its {} rows all stand in {} of {} folds, whose fits need the rest: more "
-         "prompts with it are needed, or --group parts them unluckily (try another --seed)",
-         targets.classes[c], all, left_out, folds);
+    fail(
+        "label '{}': its {} rows all stand in {} of {} folds, whose fits need the rest: more "
+        "prompts with it are needed, or --group parts them unluckily (try another --seed)",
+        targets.classes[c], all, left_out, folds);
   }
 }
 

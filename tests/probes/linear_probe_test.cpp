@@ -3,7 +3,6 @@
 
 #include "lamina/probes/linear_probe.h"
 
-
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -34,7 +33,8 @@ double normal(std::mt19937_64& random) {
 
 double cosine(std::span<const double> a, std::span<const double> b) {
   double ab = 0, aa = 0, bb = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) ab += a[i] * b[i], aa += a[i] * a[i], bb += b[i] * b[i];
+  for (std::size_t i = 0; i < a.size(); ++i)
+    ab += a[i] * b[i], aa += a[i] * a[i], bb += b[i] * b[i];
   return ab / std::sqrt(aa * bb);
 }
 
@@ -170,7 +170,8 @@ TEST(LinearProbe, IsAtChanceWhereNothingIsToBeFound) {
     for (double c : probe.control) all.push_back(c);
   }
   EXPECT_GE(inside, 6);  // of 8 95 % intervals
-  const double mean = std::accumulate(all.begin(), all.end(), 0.0) / static_cast<double>(all.size());
+  const double mean =
+      std::accumulate(all.begin(), all.end(), 0.0) / static_cast<double>(all.size());
   EXPECT_NEAR(mean, 0.5, 4 * 0.025 / std::sqrt(static_cast<double>(all.size())));
 }
 

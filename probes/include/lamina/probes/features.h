@@ -43,19 +43,19 @@ TokenMarker parse_token_marker(std::string_view text);
 struct FeatureOptions {
   std::vector<Site> sites;  // token sites, in the order of the results
   RowChoice choice = RowChoice::last;
-  std::int64_t index = 0;     // RowChoice::index
-  TokenMarker start, end;     // RowChoice::difference
-  std::int64_t skip = 0;      // first tokens of a prompt that mean and all leave out
-  std::string label;          // the prompts' label that says what to tell apart; "" = none
+  std::int64_t index = 0;        // RowChoice::index
+  TokenMarker start, end;        // RowChoice::difference
+  std::int64_t skip = 0;         // first tokens of a prompt that mean and all leave out
+  std::string label;             // the prompts' label that says what to tell apart; "" = none
   bool skip_unlabelled = false;  // leave prompts without the label out; otherwise an Error
-  std::string group;          // prompts that share this label's value are never parted; "" = none
+  std::string group;  // prompts that share this label's value are never parted; "" = none
 };
 
 /// Where a row comes from.
 struct FeatureRow {
-  std::int64_t prompt = 0;   // number in the run
-  std::int64_t token = 0;    // the (last) token it was read at, within the prompt
-  std::int32_t id = 0;       // that token's id
+  std::int64_t prompt = 0;  // number in the run
+  std::int64_t token = 0;   // the (last) token it was read at, within the prompt
+  std::int32_t id = 0;      // that token's id
   std::string prompt_id;
   std::string label;  // "" without FeatureOptions::label
   std::string group;  // the prompt's group, or its id

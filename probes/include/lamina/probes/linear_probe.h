@@ -46,7 +46,8 @@ ProbeTargets probe_targets(std::span<const FeatureRow> rows, ProbeKind kind);
 /// after class where all rows of each unit have one class, so that folds have equal shares of each.
 /// Error if there are too few units, or a class would be missing from the rows that a fit is given
 /// (those of all folds but one; but two if a strength has to be chosen).
-std::vector<std::int32_t> deal_folds(const ProbeTargets& targets, const LinearProbeOptions& options);
+std::vector<std::int32_t> deal_folds(const ProbeTargets& targets,
+                                     const LinearProbeOptions& options);
 
 /// A score and the 95 % interval of it.
 struct Score {
@@ -59,14 +60,14 @@ struct SiteProbe {
   std::string site;
   std::int32_t layer = -1;
   std::int64_t width = 0, outputs = 0, constant_features = 0;
-  double strength = 0;                         // of the fit to all rows
-  std::vector<double> path_score, path_loss;   // [strength] of the folds' fits at each strength
+  double strength = 0;                            // of the fit to all rows
+  std::vector<double> path_score, path_loss;      // [strength] of the folds' fits at each strength
   std::vector<double> fold_score, fold_strength;  // [fold]
-  Score accuracy, balanced_accuracy, auroc;    // logistic; auroc for two classes
-  Score r2;                                    // ridge
-  std::vector<double> control;                 // [repetition] score with shuffled labels
-  double control_mean = 0, selectivity = 0;    // selectivity = score − control_mean
-  std::vector<double> weight, bias;            // [output, width], [output]: features as they are
+  Score accuracy, balanced_accuracy, auroc;       // logistic; auroc for two classes
+  Score r2;                                       // ridge
+  std::vector<double> control;                    // [repetition] score with shuffled labels
+  double control_mean = 0, selectivity = 0;       // selectivity = score − control_mean
+  std::vector<double> weight, bias;               // [output, width], [output]: features as they are
   /// Mean of the class minus that of the others, [output, width] (raw: its norm is the distance of
   /// the means); the point between the two means, along it, [output]; AUROC of the held-out
   /// projection. Then the same whitened by the shrunk within-class covariance. Logistic only.
@@ -105,8 +106,8 @@ void write_linear_probes(ResultFile& file, const ProbeRun& run);
 struct StoredProbe {
   std::string site;
   std::int64_t width = 0;
-  std::vector<float> weight, bias;                    // [output, width], [output]
-  std::vector<float> direction, midpoint, unit;       // empty for ridge
+  std::vector<float> weight, bias;               // [output, width], [output]
+  std::vector<float> direction, midpoint, unit;  // empty for ridge
   std::vector<float> whitened;
 };
 struct StoredProbes {
