@@ -76,6 +76,9 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_entropy(app, globals);
   register_depth(app, globals);
   register_effects(app, globals);
+  register_probe(app, globals);
+  register_clue(app, globals);
+  register_infoplane(app, globals);
   register_void(app, globals);
   register_eval(app, globals);
   register_pairs(app, globals);

@@ -61,6 +61,11 @@ class PromptReader : public LineReader {
       const std::string key = "labels." + name;
       if (label.is_number() || label.is_boolean()) {
         prompt.labels[name] = label.dump();
+      } else if (label.is_array()) {  // one value per token, kept as JSON
+        for (const Json& entry : label) {
+          if (entry.is_object() || entry.is_array()) bad(key, "an array of plain values", label);
+        }
+        prompt.labels[name] = label.dump();
       } else {
         prompt.labels[name] = text(label, key);
       }
