@@ -232,7 +232,7 @@ TEST_P(Verbs, LatentWarnsOfUnknownWords) {
 
 TEST_P(Verbs, DemoRunsFromAnywhere) {
   const std::string out = run("demo -o here");
-  for (const char* file : {"here/run.h5", "here/lens.h5", "here/latent.h5"}) {
+  for (const char* file : {"here/run.h5", "here/lens.h5", "here/latent.h5", "here/survey.h5"}) {
     EXPECT_TRUE(std::filesystem::exists(folder() / file)) << file;
   }
   EXPECT_NE(out.find("\"Mary\" 98.3%"), std::string::npos);
