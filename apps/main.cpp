@@ -72,6 +72,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_tune(app, globals);
   register_latent(app, globals);
   register_inflection(app, globals);
+  register_cka(app, globals);
   register_void(app, globals);
   register_eval(app, globals);
   register_pairs(app, globals);

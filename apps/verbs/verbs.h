@@ -20,6 +20,7 @@ void register_lens(CLI::App& app, Globals& globals);
 void register_tune(CLI::App& app, Globals& globals);
 void register_latent(CLI::App& app, Globals& globals);
 void register_inflection(CLI::App& app, Globals& globals);
+void register_cka(CLI::App& app, Globals& globals);
 void register_void(CLI::App& app, Globals& globals);
 void register_eval(CLI::App& app, Globals& globals);
 void register_pairs(CLI::App& app, Globals& globals);
