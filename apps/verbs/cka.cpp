@@ -202,7 +202,6 @@ int run_cka(Args& args, const Globals& globals) {
   std::optional<Side> second;
   if (!args.against.empty()) {
     second.emplace(open_second(args, first));
-    warn_about_ids(first, *second, o.pool);
   }
 
   ProgressLine progress("comparing", "tokens", first.tokens());
@@ -238,6 +237,7 @@ int run_cka(Args& args, const Globals& globals) {
     out.write(cka_text(results, o, args.block));
   }
   out.close();
+  if (second) warn_about_ids(first, *second, o.pool);
   for (const std::string& note : results.notes) warn("{}", note);
   warn_about_first_tokens(results, o);
   if (!args.output.path.empty()) info("wrote {}", args.output.path);

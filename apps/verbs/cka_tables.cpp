@@ -1,5 +1,7 @@
 #include "verbs/cka_tables.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>

@@ -38,9 +38,12 @@ TEST_P(CkaVerb, LiveIsRecorded) {
   EXPECT_EQ(json["linear"][3][3], 1.0);
   EXPECT_EQ(json["linear"][2][5], json["linear"][5][2]);
   // Several passes over the recording.
-  const Json tight = Json::parse(run("cka run.h5 --json --memory 3M"));
-  EXPECT_EQ(tight, json);
-  expect_error("-q cka --model organism" + prompts_ + "--memory 3M", 2, "(--memory)");
+  const std::string few = " --json --sample 200";
+  EXPECT_EQ(run("cka run.h5 --memory 7M" + few), run("cka run.h5" + few));
+  expect_error("-q cka --model organism" + prompts_ + "--memory 7M" + few, 2,
+               "exact sums of all pairs of 7 streams take");
+  expect_error("-q cka run.h5 --memory 3M", 2, "(--memory)");
+  expect_error("-q cka run.h5 --memory 7M", 2, "RBF kernels of 1000 sampled rows");
 }
 
 TEST_P(CkaVerb, TwoSources) {
@@ -76,8 +79,13 @@ TEST_P(CkaVerb, OtherPrompts) {
   const Json json = Json::parse(run(ask.substr(3) + "--against-prompts b.txt --pool mean --json"));
   EXPECT_EQ(json["rows"], 6);
   EXPECT_LT(json["linear"][3][3], 1.0);
-  const Outcome differ = shell("lamina " + ask.substr(3) + "--against-prompts a.txt --pool last");
-  EXPECT_EQ(differ.err.find("paired by position"), std::string::npos) << differ.err;
+  write("d.txt", "The capital of Spain is Paris.\n");
+  write("e.txt", "The capital of France is Paris.\n");
+  const Outcome differ = shell(
+      "lamina cka --model organism --prompts e.txt --against organism --against-prompts d.txt");
+  EXPECT_EQ(differ.code, 0) << differ.err;
+  EXPECT_NE(differ.err.find("1 of 1 prompts have other token ids"), std::string::npos)
+      << differ.err;
 }
 
 TEST_P(CkaVerb, Prints) {
