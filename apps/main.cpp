@@ -79,6 +79,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_probe(app, globals);
   register_clue(app, globals);
   register_infoplane(app, globals);
+  register_cka(app, globals);
   register_void(app, globals);
   register_eval(app, globals);
   register_pairs(app, globals);

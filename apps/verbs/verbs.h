@@ -27,6 +27,7 @@ void register_effects(CLI::App& app, Globals& globals);
 void register_probe(CLI::App& app, Globals& globals);
 void register_clue(CLI::App& app, Globals& globals);
 void register_infoplane(CLI::App& app, Globals& globals);
+void register_cka(CLI::App& app, Globals& globals);
 void register_void(CLI::App& app, Globals& globals);
 void register_eval(CLI::App& app, Globals& globals);
 void register_pairs(CLI::App& app, Globals& globals);

@@ -96,7 +96,18 @@ Engine::Engine(std::vector<Side> sides, const CkaOptions& options, std::vector<P
   } else {
     minibatches_.emplace(rows_);
   }
-  if (sample && options_.measures.rbf) sample_.emplace(rows_, options_.sample);
+  if (!sample || !options_.measures.rbf) return;
+  // The kernels of all streams above their diagonals, in double.
+  const double bytes = static_cast<double>(rows_.streams()) * 4 *
+                       static_cast<double>(options_.sample) * static_cast<double>(options_.sample);
+  if (bytes > static_cast<double>(options_.memory)) {
+    fail_usage(
+        "cka: RBF kernels of {} sampled rows (--sample) of {} streams take {:.1f} GiB, "
+        "{:.1f} GiB are allowed (--memory)",
+        options_.sample, rows_.streams(), bytes / (1 << 30),
+        static_cast<double>(options_.memory) / (1 << 30));
+  }
+  sample_.emplace(rows_, options_.sample);
 }
 
 std::vector<Pair> Engine::wanted(const std::vector<Side>& sides) {

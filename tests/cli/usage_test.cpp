@@ -10,10 +10,10 @@ namespace {
 using Usage = Cli;
 
 constexpr const char* kVerbs[] = {
-    "info",       "verify",    "diff",  "demo",   "record",  "merge",      "generate",
-    "tokenize",   "survey",    "lens",  "tune",   "latent",  "void",       "eval",
-    "inflection", "infoplane", "clue",  "probe",  "effects", "depth",      "entropy",
-    "pairs",      "patch",     "edges", "ablate", "bakeoff", "completion",
+    "info",       "verify", "diff",      "demo",  "record", "merge",   "generate",
+    "tokenize",   "survey", "lens",      "tune",  "latent", "void",    "eval",
+    "inflection", "cka",    "infoplane", "clue",  "probe",  "effects", "depth",
+    "entropy",    "pairs",  "patch",     "edges", "ablate", "bakeoff", "completion",
 };
 
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
@@ -31,15 +31,15 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   for (const char* verb : {"record", "merge", "generate", "tokenize"}) {
     EXPECT_TRUE(at(verb) > record && at(verb) < read) << verb;
   }
-  for (const char* verb :
-    "lens", "tune", "latent", "void", "eval", "inflection", "infoplane", "clue", "probe", "effects", "entropy",
+  for (const char* verb : {"lens", "tune", "latent", "void", "eval", "inflection", "cka",
+                           "infoplane", "clue", "probe", "effects", "entropy"}) {
     EXPECT_TRUE(at(verb) > read && at(verb) < intervene) << verb;
-}
-for (const char* verb : {"pairs", "patch", "edges", "ablate"})
-  EXPECT_GT(at(verb), intervene) << verb;
-for (const char* option : {"--threads", "--seed", "--quiet", "--color", "--log-level"}) {
-  EXPECT_NE(help.find(option), std::string::npos) << option;
-}
+  }
+  for (const char* verb : {"pairs", "patch", "edges", "ablate"})
+    EXPECT_GT(at(verb), intervene) << verb;
+  for (const char* option : {"--threads", "--seed", "--quiet", "--color", "--log-level"}) {
+    EXPECT_NE(help.find(option), std::string::npos) << option;
+  }
 }
 
 TEST_F(Usage, EveryVerbExplainsItself) {

@@ -46,7 +46,8 @@ struct CkaOptions {
   std::uint64_t seed = 0;        // of that sample
   double variance = 0.99;        // SVCCA keeps components with this share of the variance
   double floor = 1e-6;           // PWCCA: least variance of a direction over the largest
-  std::uint64_t memory = std::uint64_t{4} << 30;  // most that exact sums may take, bytes
+  std::uint64_t memory = std::uint64_t{4}
+                         << 30;  // bytes: most for exact sums, most for the kernels
 };
 
 /// What was found. A layers against B others (the same ones if `self`); a matrix is [A, B], empty
