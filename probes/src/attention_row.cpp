@@ -18,6 +18,22 @@ Values view(std::span<const float> x, std::size_t at) {
   return {x.data() + at, static_cast<Eigen::Index>(std::min(kChunk, x.size() - at))};
 }
 
+// Sum over 16 lanes. (Eigen's sum of values in memory begins where they are aligned: its bits
+// depend on the address. Of an expression, as below, they do not.)
+double sum(std::span<const float> x, std::size_t at) {
+  constexpr std::size_t kLanes = 16;
+  const std::span<const float> values = x.subspan(at, std::min(kChunk, x.size() - at));
+  float lane[kLanes] = {};
+  std::size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) lane[j] += values[i + j];
+  }
+  for (std::size_t j = 0; i + j < values.size(); ++j) lane[j] += values[i + j];
+  double total = 0;
+  for (const float part : lane) total += double{part};
+  return total;
+}
+
 // The largest value and where it first stands. NaNs are passed over.
 std::size_t argmax(std::span<const float> x) {
   float top = -std::numeric_limits<float>::infinity();
@@ -49,7 +65,7 @@ AttentionSummary summarise_attention(std::span<const float> scores,
   double distance = 0;
   for (std::size_t at = 0; at < scores.size(); at += kChunk) {
     const Values s = view(scores, at), p = view(pattern, at);
-    out.score_sum += static_cast<double>(s.sum());
+    out.score_sum += sum(scores, at);
     distance += static_cast<double>((p * (score - s)).sum());
   }
   out.top = static_cast<std::int64_t>(top);
@@ -68,7 +84,7 @@ AttentionSummary summarise_attention(std::span<const float> pattern) {
   for (std::size_t at = 0; at < pattern.size(); at += kChunk) {
     const Values p = view(pattern, at);
     valid = valid && (p >= 0.0F && p <= 1.0F).all();
-    out.total += static_cast<double>(p.sum());
+    out.total += sum(pattern, at);
     // Subnormal weights would add less than 1e-36.
     entropy -= static_cast<double>((p * p.max(kTiny).log()).sum());
   }

@@ -167,6 +167,12 @@ std::vector<std::int64_t> position_bins(const ModelConfig& config, std::int64_t 
 
 AttentionProbe::AttentionProbe(const ModelConfig& config, AttentionOptions options)
     : config_(config), options_(options) {
+  if (static_cast<std::int64_t>(config_.layers.size()) != config_.n_layers) {
+    fail_usage(
+        "entropy: the configuration has {} layers with a window, {} expected; a recording's "
+        "own lacks them, take its model's",
+        config_.layers.size(), config_.n_layers);
+  }
   check_share(options_.collapse, "the collapse threshold");
   check_share(options_.overload, "the overload threshold");
   check_share(options_.state_share, "the share of queries that names a head");

@@ -105,9 +105,13 @@ std::unique_ptr<Probe> MassiveProbe::fresh() const {
 
 // Of one prompt in one layer.
 struct MassiveProbe::Found {
+  struct Entry {
+    std::int32_t position, dimension;
+    float value;
+  };
   double median = 0, largest = 0;
   std::int64_t tokens = 0;
-  std::vector<MassiveActivation> all;
+  std::vector<Entry> all;
   std::exception_ptr error;
 };
 
@@ -138,11 +142,40 @@ void MassiveProbe::observe_prompt(const ActivationBlock& block, std::int64_t pro
     for (std::int64_t i = 0; i < d; ++i) {
       const double magnitude = std::abs(row[size(i)]);
       if (!(magnitude > bar)) continue;
-      found.all.push_back({site.layer, static_cast<std::int32_t>(i), "", t,
-                           block.batch.ids[size(start + t)], row[size(i)],
-                           magnitude / found.median});
+      found.all.push_back(
+          {static_cast<std::int32_t>(t), static_cast<std::int32_t>(i), row[size(i)]});
     }
   }
+}
+
+void MassiveProbe::add(const ActivationBlock& block, std::int64_t prompt, std::int64_t l,
+                       Found& part) {
+  if (part.error) std::rethrow_exception(part.error);
+  MassiveLayer& layer = results_.layer[size(l)];
+  layer.median.add(part.median);
+  layer.largest = std::max(layer.largest, part.largest);
+  layer.largest_ratio = std::max(layer.largest_ratio, part.largest / part.median);
+  layer.count += static_cast<std::int64_t>(part.all.size());
+  layer.tokens += part.tokens;
+  for (const Found::Entry& a : part.all) {
+    MassiveDimension& dimension = results_.dimension[size(l * results_.width + a.dimension)];
+    dimension.value.add(double{a.value});
+    dimension.first += a.position == 0;
+  }
+  if (part.all.empty()) return;
+  std::stable_sort(part.all.begin(), part.all.end(),
+                   [](const Found::Entry& a, const Found::Entry& b) {
+                     return std::abs(a.value) > std::abs(b.value);
+                   });
+  if (part.all.size() > size(options_.strongest)) part.all.resize(size(options_.strongest));
+  const std::int64_t start = block.batch.offsets[size(prompt)];
+  for (const Found::Entry& a : part.all) {
+    results_.listed.push_back({static_cast<std::int32_t>(l), a.dimension,
+                               block.prompts[size(prompt)].id, a.position,
+                               block.batch.ids[size(start + a.position)], a.value,
+                               std::abs(double{a.value}) / part.median});
+  }
+  keep_largest(results_.listed, options_.strongest);
 }
 
 void MassiveProbe::observe(const ActivationBlock& block) {
@@ -155,34 +188,23 @@ void MassiveProbe::observe(const ActivationBlock& block) {
            block.batch.tokens(), results_.width);
     }
   }
-  std::vector<Found> found(size(tasks));
+  // A few tasks at a time: with thresholds near 0 each finds everything.
+  constexpr std::int64_t kTasks = 32;
+  for (std::int64_t first = 0; first < tasks; first += kTasks) {
+    const std::int64_t count = std::min(kTasks, tasks - first);
+    std::vector<Found> found(size(count));
 #pragma omp parallel for schedule(dynamic)
-  for (std::int64_t task = 0; task < tasks; ++task) {
-    try {
-      observe_prompt(block, task / layers, task % layers, found[size(task)]);
-    } catch (...) {
-      found[size(task)].error = std::current_exception();
+    for (std::int64_t i = 0; i < count; ++i) {
+      Found& part = found[size(i)];
+      try {
+        observe_prompt(block, (first + i) / layers, (first + i) % layers, part);
+      } catch (...) {
+        part.error = std::current_exception();
+      }
     }
-  }
-  for (std::int64_t task = 0; task < tasks; ++task) {
-    Found& part = found[size(task)];
-    if (part.error) std::rethrow_exception(part.error);
-    MassiveLayer& layer = results_.layer[size(task % layers)];
-    layer.median.add(part.median);
-    layer.largest = std::max(layer.largest, part.largest);
-    layer.largest_ratio = std::max(layer.largest_ratio, part.largest / part.median);
-    layer.count += static_cast<std::int64_t>(part.all.size());
-    layer.tokens += part.tokens;
-    for (const MassiveActivation& a : part.all) {
-      MassiveDimension& dimension =
-          results_.dimension[size(a.layer * results_.width + a.dimension)];
-      dimension.value.add(double{a.value});
-      dimension.first += a.position == 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      add(block, (first + i) / layers, (first + i) % layers, found[size(i)]);
     }
-    keep_largest(part.all, options_.strongest);
-    for (MassiveActivation& a : part.all) a.prompt_id = block.prompts[size(task / layers)].id;
-    results_.listed.insert(results_.listed.end(), part.all.begin(), part.all.end());
-    if (!part.all.empty()) keep_largest(results_.listed, options_.strongest);
   }
   results_.tokens += block.batch.tokens();
   results_.prompts += prompts;

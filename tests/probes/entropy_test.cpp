@@ -466,6 +466,9 @@ TEST(AttentionStats, WhatIsNoAttentionIsRefused) {
   options = {};
   options.bin_width = -1;
   EXPECT_THROW(AttentionProbe(config, options), UsageError);
+  ModelConfig recorded = config;
+  recorded.layers.clear();
+  EXPECT_NE(message([&] { AttentionProbe{recorded}; }).find("take its model's"), std::string::npos);
 }
 
 TEST(AttentionStats, BinsOfAWidth) {

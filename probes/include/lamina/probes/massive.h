@@ -89,6 +89,7 @@ class MassiveProbe : public Probe {
   struct Found;
   void observe_prompt(const ActivationBlock& block, std::int64_t prompt, std::int64_t layer,
                       Found& found) const;
+  void add(const ActivationBlock& block, std::int64_t prompt, std::int64_t layer, Found& found);
 
   ModelConfig config_;
   MassiveOptions options_;
