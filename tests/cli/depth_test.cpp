@@ -11,7 +11,7 @@ namespace {
 using Json = nlohmann::json;
 
 const std::string kGoldens = LAMINA_SOURCE_DIR "/tests/goldens/";
-const std::string kSites = " --sites resid_pre:0,resid_post,attn_out,mlp_out,mlp_post ";
+const std::string kSites = " --sites resid_pre:0,resid_post,attn_out,mlp_out,post ";
 
 class Depth : public test::Cli, public ::testing::WithParamInterface<int> {
  protected:
