@@ -52,6 +52,15 @@ void add_depth_effects_options(CLI::App& verb, DepthEffectsOptions& options) {
           "pairs of random vectors for the Jacobian of every block; try 8 (default 0: none)")
       ->check(CLI::Range(0, 1 << 16))
       ->option_text("N");
+  verb.add_option("--gradients", options.gradients,
+                  "integrated gradients of the answer over --part's outputs in the first N prompts "
+                  "(default 0)")
+      ->check(CLI::NonNegativeNumber)
+      ->option_text("N");
+  verb.add_option("--gradient-steps", options.gradient_steps,
+                  "steps of the integrated gradients (default 256)")
+      ->check(CLI::Range(1, 1 << 20))
+      ->option_text("N");
   verb.add_option("--batch-tokens", options.batch_tokens, "rows computed at once (default 1024)")
       ->check(CLI::Range(1, 1 << 24))
       ->option_text("N");
@@ -104,8 +113,13 @@ DepthEffects run_depth_effects(Forward& forward, std::span<const Prompt> prompts
   jacobian.probes = options.jacobian;
   jacobian.seed = globals.seed;
   jacobian.batch_tokens = options.batch_tokens;
-  if (options.no_skip && options.erase == 0 && options.jacobian == 0) {
-    fail_usage("--no-skip leaves nothing to do without --erase or --jacobian");
+  DepthGradientOptions& gradients = out.gradient_options;
+  gradients.part = skip.part;
+  gradients.steps = options.gradient_steps;
+  gradients.prompts = options.gradients;
+  gradients.batch_tokens = options.batch_tokens;
+  if (options.no_skip && options.erase == 0 && options.jacobian == 0 && options.gradients == 0) {
+    fail_usage("--no-skip leaves nothing to do without --erase, --jacobian or --gradients");
   }
   if (!options.no_skip) {
     run("skipping layers", "layers",
@@ -119,6 +133,10 @@ DepthEffects run_depth_effects(Forward& forward, std::span<const Prompt> prompts
   if (options.jacobian > 0) {
     run("Jacobians", "layers", count * layers, jacobian.progress,
         [&] { out.jacobian = measure_block_jacobian(forward, prompts, jacobian); });
+  }
+  if (options.gradients > 0) {
+    run("gradients", "layers", std::min(count, options.gradients) * layers, gradients.progress,
+        [&] { out.gradients = measure_depth_gradients(forward, prompts, gradients); });
   }
   return out;
 }
@@ -136,6 +154,10 @@ void write_depth_effects(ResultFile& file, const DepthEffects& effects,
   if (effects.jacobian) {
     file.group("block_jacobian");
     write_block_jacobian(file, *effects.jacobian, effects.jacobian_options);
+  }
+  if (effects.gradients) {
+    file.group("depth_gradients");
+    write_depth_gradients(file, *effects.gradients, prompts, effects.gradient_options);
   }
 }
 

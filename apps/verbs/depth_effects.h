@@ -13,6 +13,7 @@
 #include "lamina/core/prompts.h"
 #include "lamina/core/result_file.h"
 #include "lamina/probes/block_jacobian.h"
+#include "lamina/probes/depth_gradients.h"
 #include "lamina/probes/layer_effects.h"
 #include "lamina/probes/residual_erasure.h"
 
@@ -28,9 +29,11 @@ struct DepthEffectsOptions {
   std::string statistic = "max";  // that is printed
   std::int64_t batch_tokens = 1024;
   bool no_skip = false;
-  LayerEffectsOptions skip;   // splits
-  std::int64_t erase = 0;     // prompts to erase in; 0: none
-  std::int64_t jacobian = 0;  // pairs of random vectors; 0: none
+  LayerEffectsOptions skip;    // splits
+  std::int64_t erase = 0;      // prompts to erase in; 0: none
+  std::int64_t jacobian = 0;   // pairs of random vectors; 0: none
+  std::int64_t gradients = 0;  // prompts to integrate gradients in; 0: none
+  std::int64_t gradient_steps = 256;
 };
 void add_depth_effects_options(CLI::App& verb, DepthEffectsOptions& options);
 
@@ -44,15 +47,17 @@ struct DepthEffects {
   LayerEffectsOptions skip_options;
   ErasureOptions erasure_options;
   JacobianOptions jacobian_options;
+  DepthGradientOptions gradient_options;
   std::optional<LayerEffects> skip;
   std::optional<Erasure> erasure;
   std::optional<BlockJacobian> jacobian;
+  std::optional<DepthGradients> gradients;
 };
 /// Runs it with progress lines. Prompts as from with_answers().
 DepthEffects run_depth_effects(Forward& forward, std::span<const Prompt> prompts,
                                const DepthEffectsOptions& options, const Globals& globals);
 
-/// Groups layer_effects, residual_erasure and block_jacobian, as far as measured.
+/// Groups layer_effects, residual_erasure, block_jacobian and depth_gradients, as far as measured.
 void write_depth_effects(ResultFile& file, const DepthEffects& effects,
                          std::span<const Prompt> prompts);
 std::string depth_effects_text(const DepthEffects& effects, std::span<const Prompt> prompts,

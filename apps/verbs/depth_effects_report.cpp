@@ -62,6 +62,10 @@ std::string cells(std::span<const double> values, std::int64_t width) {
   return out;
 }
 
+std::string token_text(std::int32_t id, const Tokenizer* tokenizer) {
+  return tokenizer != nullptr ? clip(quoted_piece(tokenizer->piece(id)), 20) : std::to_string(id);
+}
+
 std::size_t statistic_of(const DepthEffectsOptions& options) {
   return options.statistic == "max" ? 0 : options.statistic == "prompt-mean" ? 1 : 2;
 }
@@ -117,10 +121,46 @@ std::string erasure_text(const Erasure& erasure, std::span<const Prompt> prompts
       for (std::size_t l = 0; l < line.size(); ++l) line[l] = map.effect[l * n + t];
       const bool read =
           std::ranges::find(map.reads, static_cast<std::int64_t>(t)) != map.reads.end();
-      rows.row({std::to_string(t), read ? ">" : "",
-                tokenizer != nullptr ? clip(quoted_piece(tokenizer->piece(prompt.ids[t])), 20)
-                                     : std::to_string(prompt.ids[t]),
+      rows.row({std::to_string(t), read ? ">" : "", token_text(prompt.ids[t], tokenizer),
                 cells(line, width)});
+    }
+    out += rows.text(2);
+  }
+  return out;
+}
+
+// As the authors plot it: scaled by the largest behind position 0, here without the sign.
+std::string gradients_text(const DepthGradients& gradients, std::span<const Prompt> prompts,
+                           EffectPart part, const Tokenizer* tokenizer) {
+  const std::int64_t layers = gradients.n_layers, width = layers <= 24 ? 2 : 1;
+  std::string out;
+  for (const DepthGradientMap& map : gradients.maps) {
+    const Prompt& prompt = prompts[static_cast<std::size_t>(map.prompt)];
+    const std::size_t n = prompt.ids.size();
+    std::vector<double> line(static_cast<std::size_t>(layers));
+    double most = 0;
+    for (std::size_t l = 0; l < line.size(); ++l) {
+      for (std::size_t t = 1; t < n; ++t) {
+        most = std::max(most, std::abs(map.attribution[l * n + t]));
+      }
+    }
+    out += fmt::format(
+        "{}integrated gradients of the answer to '{}' (probability {:.4g}) over {} "
+        "outputs; █ is {:.3g}\n",
+        out.empty() ? "" : "\n", prompt.id, map.probability,
+        part == EffectPart::layer       ? "block"
+        : part == EffectPart::attention ? "attention"
+                                        : "MLP",
+        most);
+    Table rows({">position", "token", ruler(layers, width), ">sum"});
+    for (std::size_t t = 0; t < n; ++t) {
+      double sum = 0;
+      for (std::size_t l = 0; l < line.size(); ++l) {
+        sum += map.attribution[l * n + t];
+        line[l] = std::abs(map.attribution[l * n + t]) / most;
+      }
+      rows.row({std::to_string(t), token_text(prompt.ids[t], tokenizer), cells(line, width),
+                fmt::format("{:.4f}", sum)});
     }
     out += rows.text(2);
   }
@@ -153,7 +193,11 @@ std::string depth_effects_text(const DepthEffects& effects, std::span<const Prom
   if (effects.erasure) {
     add(erasure_text(*effects.erasure, prompts, effects.erasure_options.scope, tokenizer));
   }
-  if (effects.skip || effects.erasure) out += std::string("  ") + kLegend + "\n";
+  if (effects.gradients) {
+    add(gradients_text(*effects.gradients, prompts, effects.gradient_options.part, tokenizer));
+  }
+  if (effects.skip || effects.erasure || effects.gradients)
+    out += std::string("  ") + kLegend + "\n";
   if (effects.jacobian) add(jacobian_text(*effects.jacobian, effects.jacobian_options.probes));
   return out;
 }
@@ -204,6 +248,18 @@ nlohmann::ordered_json depth_effects_json(const DepthEffects& effects,
     json["block_jacobian"] = {{"tokens", j.tokens}, {"pairs", effects.jacobian_options.probes},
                               {"own", j.own},       {"own_error", j.own_error},
                               {"all", j.all},       {"all_error", j.all_error}};
+  }
+  if (effects.gradients) {
+    json["depth_gradients"] = {{"part", effect_part_name(effects.gradient_options.part)},
+                               {"steps", effects.gradient_options.steps}};
+    for (const DepthGradientMap& map : effects.gradients->maps) {
+      const Prompt& prompt = prompts[static_cast<std::size_t>(map.prompt)];
+      json["depth_gradients"]["prompts"].push_back(
+          {{"id", prompt.id},
+           {"probability", map.probability},
+           {"baseline_probability", map.baseline},
+           {"attribution", rows(map.attribution, prompt.ids.size())}});
+    }
   }
   return json;
 }

@@ -1,4 +1,5 @@
-// The results of layer_effects.h, residual_erasure.h and block_jacobian.h in a result file.
+// The results of layer_effects.h, residual_erasure.h, block_jacobian.h and depth_gradients.h in a
+// result file.
 
 #include <limits>
 #include <numeric>
@@ -6,6 +7,7 @@
 
 #include "lamina/core/error.h"
 #include "lamina/probes/block_jacobian.h"
+#include "lamina/probes/depth_gradients.h"
 #include "lamina/probes/layer_effects.h"
 #include "lamina/probes/residual_erasure.h"
 
@@ -146,6 +148,53 @@ void write_block_jacobian(ResultFile& file, const BlockJacobian& results,
                "norm of the identity");
   file.dataset("all_error", layer, results.all_error, "standard error of all",
                "norm of the identity");
+}
+
+void write_depth_gradients(ResultFile& file, const DepthGradients& results,
+                           std::span<const Prompt> prompts, const DepthGradientOptions& options) {
+  file.setting("part", std::string(effect_part_name(options.part)));
+  file.setting("steps", options.steps);
+  file.setting("baseline", "mean over the prompt's tokens");
+  const auto layers = static_cast<std::size_t>(results.n_layers);
+  std::vector<std::string> ids;
+  std::vector<std::int32_t> prompt, position, token_id;
+  std::vector<double> probability, baseline;
+  for (const DepthGradientMap& map : results.maps) {
+    const Prompt& p = prompts[static_cast<std::size_t>(map.prompt)];
+    ids.push_back(p.id);
+    probability.push_back(map.probability);
+    append(baseline, map.baseline);
+    for (std::size_t t = 0; t < p.ids.size(); ++t) {
+      prompt.push_back(static_cast<std::int32_t>(map.prompt));
+      position.push_back(static_cast<std::int32_t>(t));
+      token_id.push_back(p.ids[t]);
+    }
+  }
+  const std::size_t tokens = prompt.size();
+  std::vector<double> attribution(layers * tokens);
+  std::size_t begin = 0;
+  for (const DepthGradientMap& map : results.maps) {
+    const std::size_t n = prompts[static_cast<std::size_t>(map.prompt)].ids.size();
+    for (std::size_t l = 0; l < layers; ++l) {
+      for (std::size_t t = 0; t < n; ++t) {
+        attribution[l * tokens + begin + t] = map.attribution[l * n + t];
+      }
+    }
+    begin += n;
+  }
+  file.axis("layer", numbers(results.n_layers));
+  file.axis("token", numbers(static_cast<std::int64_t>(tokens)));
+  file.axis("prompt", ids);
+  file.dataset("attribution", Names{"layer", "token"}, attribution,
+               "integrated gradient of the answer's probability over what the layer writes there",
+               "probability");
+  file.dataset("probability", Names{"prompt"}, probability,
+               "sum of the probabilities of the answer's tokens", "probability");
+  file.dataset("baseline_probability", Names{"prompt", "layer"}, baseline,
+               "the same with the layer writing its mean at every token", "probability");
+  file.dataset("prompt_index", Names{"token"}, prompt, "index into prompt", "");
+  file.dataset("position", Names{"token"}, position, "within the prompt", "");
+  file.dataset("token_id", Names{"token"}, token_id, "", "");
 }
 
 }  // namespace lamina

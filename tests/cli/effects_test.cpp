@@ -59,6 +59,12 @@ TEST_F(Effects, Answers) {
   EXPECT_FALSE(two.contains("layer_effects"));
   const Json one = Json::parse(lamina(command + " --answer other"));
   EXPECT_EQ(one["residual_erasure"]["prompts"][0]["read"], Json({14}));
+  const Json gradients = Json::parse(
+      lamina("-q effects organism --prompts p.jsonl --no-skip --gradients 1 --gradient-steps 64 "
+             "--part attention --json"));
+  const Json& map = gradients["depth_gradients"]["prompts"][0];
+  ASSERT_EQ(map["attribution"].size(), 6u);
+  EXPECT_GT(map["probability"].get<double>(), 0.0);
   const Json split =
       Json::parse(lamina("-q effects organism --prompts p.jsonl --split-at-answer --json"));
   EXPECT_EQ(split["layer_effects"][0]["tokens"], 2);
@@ -69,6 +75,8 @@ TEST_F(Effects, Refusals) {
   write("p.jsonl", R"({"ids": [5, 9, 12, 40, 7]})");
   expect_error("-q effects " + goldens + "bert --prompts p.jsonl", 2,
                "need a causal language model");
+  expect_error("-q effects organism --text a --no-skip --gradients 1", 1,
+               "neither an answer nor a target");
   expect_error("-q effects organism --text a --no-skip", 2, "--no-skip leaves nothing to do");
   expect_error("-q effects organism --text 'a b c d' --variant local --part mlp", 2,
                "skips whole layers, not the mlp alone");

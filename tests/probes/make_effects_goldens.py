@@ -5,7 +5,7 @@ Use Their Depth Efficiently?", and exact block Jacobians by autograd, on the gol
     python make_effects_goldens.py llm_effective_depth      needs torch, transformers >= 5
 
 The authors' functions (test_effect, test_local_effect, measure_token_skip, effect_layer_score) run
-as released. nnsight, which they are written for, is replaced by Stepper below: it runs one model
+as released; integrated gradients are transcribed. nnsight, which they are written for, is replaced by Stepper below: it runs one model
 layer by layer as far as a value is asked for, so that values set before are what later layers see.
 Their plotting, caching and data sets are replaced by empty stand-ins, and Tensor.float by double,
 so that the goldens have no rounding of their own.
@@ -165,6 +165,29 @@ def jacobians(hf, ids):
     return own, every
 
 
+def integrated_gradients(hf, ids, answer, part, steps):
+    """[L, T] as get_igrads_multiple computes it. A transcription: the released function asks for
+    gradients before it calls backward, which only nnsight's deferred tensors understand."""
+    stepper, name = Stepper(hf), {"layer": "output", "attention": "attn", "mlp": "mlp"}[part]
+    out = []
+    for l in range(len(stepper.model.layers)):
+        with stepper.trace(ids):
+            original = stepper.model.layers[l].value(name).detach()
+        baseline = original.mean(dim=1, keepdims=True)
+        total = 0
+        for step in range(steps):
+            with stepper.trace(ids):
+                r = step / steps
+                target = (original * r + baseline * (1 - r)).requires_grad_()
+                stepper.model.layers[l].values[name] = target
+                classes = stepper.output.logits[:, :-1].softmax(dim=-1)
+                found = classes.gather(-1, stepper.ids[:, 1:].unsqueeze(-1))
+                found[:, -answer:].sum().backward()
+                total = total + target.grad * (original - baseline)
+        out.append((total.sum(-1) / steps)[0].tolist())
+    return out
+
+
 def main():
     torch.set_default_dtype(torch.float64)
     torch.Tensor.save = lambda self: self
@@ -202,6 +225,12 @@ def main():
     pairs = [(str(i), (p[:-a], p[-a:])) for i, (p, a) in enumerate(zip(prompts, ANSWERS))]
     results, _ = token_skip.measure_token_skip(llm, pairs)
     golden["erasure"] = [results[name].tolist() for name, _ in pairs]
+
+    for parameter in hf.parameters():
+        parameter.requires_grad_(False)
+    golden["gradient_steps"] = 16
+    golden["gradients"] = {part: [integrated_gradients(hf, p, a, part, 16) for p, a in zip(prompts, ANSWERS)]
+                           for part in ("layer", "attention", "mlp")}
 
     golden["jacobian_prompts"] = [p[:n] for p, n in zip(prompts, JACOBIAN_LENGTHS)]
     golden["jacobian"] = [jacobians(hf, p) for p in golden["jacobian_prompts"]]

@@ -19,10 +19,12 @@ import xarray as xr
 def main():
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "effects.h5"
+        prompts = pathlib.Path(folder) / "prompts.jsonl"
+        prompts.write_text(json.dumps({"text": "When Mary and John went to the store , John gave a drink to", "target": " Mary"})
+                           + "\n" + json.dumps({"text": "The capital of France is", "target": " Paris"}) + "\n")
         printed = json.loads(subprocess.run(
-            [sys.argv[1], "-q", "effects", "organism", "--text", "When Mary and John went to the store , John gave a drink to",
-             "The capital of France is", "--variant", "future,local", "--erase", "2", "--jacobian", "2",
-             "--json", "-o", path], check=True, capture_output=True, text=True).stdout)
+            [sys.argv[1], "-q", "effects", "organism", "--prompts", prompts, "--variant", "future,local", "--erase", "2",
+             "--jacobian", "2", "--gradients", "2", "--gradient-steps", "8", "--json", "-o", path], check=True, capture_output=True, text=True).stdout)
         skip = xr.open_dataset(path, engine="h5netcdf", group="analyses/layer_effects")
         assert skip.effect.dims == ("variant", "statistic", "layer_skipped", "layer"), skip.effect.dims
         assert list(skip.variant.values) == ["future", "local"]
@@ -48,6 +50,13 @@ def main():
         for name in ("own", "own_error", "all", "all_error"):
             assert jacobian[name].dims == ("layer",)
             assert np.array_equal(jacobian[name], np.array(printed["block_jacobian"][name]))
+        gradients = xr.open_dataset(path, engine="h5netcdf", group="analyses/depth_gradients")
+        assert gradients.attribution.dims == ("layer", "token")
+        assert gradients.baseline_probability.dims == ("prompt", "layer")
+        for i, prompt in enumerate(printed["depth_gradients"]["prompts"]):
+            mine = gradients.isel(token=np.flatnonzero(gradients.prompt_index == i))
+            assert np.array_equal(mine.attribution, np.array(prompt["attribution"]))
+            assert np.array_equal(gradients.baseline_probability[i], np.array(prompt["baseline_probability"]))
     print("xarray opens every group by name")
 
 
