@@ -1,5 +1,6 @@
 // CLUE's results as datasets, and its centroids as a file of tensors.
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 

@@ -228,7 +228,7 @@ SiteInformation site_information(std::string_view site, std::span<const float> v
   }
   SiteInformation out;
   out.site = site;
-  parallel(1, [&](std::size_t) {
+  parallel_tasks(1, [&](std::size_t) {
     Matrix x =
         Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(
             values.data(), n, width)

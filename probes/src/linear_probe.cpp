@@ -228,7 +228,7 @@ void SiteFit::choose_strengths() {
   }
   // [pair][version][side][strength]
   std::vector<std::vector<std::vector<std::vector<double>>>> losses(pairs.size());
-  parallel(pairs.size(), [&](std::size_t p) {
+  parallel_tasks(pairs.size(), [&](std::size_t p) {
     const auto [f, g] = pairs[p];
     const Training training = train(f, g);
     const std::vector<Eigen::Index> rows[] = {rows_of(f), rows_of(g)};
@@ -408,7 +408,7 @@ SiteProbe SiteFit::run() {
   if (!ridge_) projection_ = whitened_ = decision_;
 
   choose_strengths();
-  parallel(folds, [&](std::size_t f) { hold_out(static_cast<std::int32_t>(f)); });
+  parallel_tasks(folds, [&](std::size_t f) { hold_out(static_cast<std::int32_t>(f)); });
   // Each row counts once, however the folds' sizes differ.
   out_.path_loss.assign(strengths(), 0.0);
   for (std::size_t f = 0; f < folds; ++f) {
@@ -417,7 +417,7 @@ SiteProbe SiteFit::run() {
     for (std::size_t s = 0; s < strengths(); ++s) out_.path_loss[s] += share * fold_loss_[f][s];
   }
   out_.strength = options_.strengths[best(out_.path_loss)];
-  parallel(1, [&](std::size_t) { fit_all(); });
+  parallel_tasks(1, [&](std::size_t) { fit_all(); });
   summarize();
   return std::move(out_);
 }

@@ -63,12 +63,16 @@ std::vector<float> tensor(const TensorStore& store, const std::string& name,
 StoredProbes read_probe_file(const std::filesystem::path& path) {
   const Json json = description(path);
   StoredProbes out;
-  out.kind = parse_probe_kind(field<std::string>(path, json, "kind"));
+  try {
+    out.kind = parse_probe_kind(field<std::string>(path, json, "kind"));
+    out.choice = parse_row_choice(field<std::string>(path, json, "position"), out.index);
+  } catch (const UsageError& error) {
+    fail("{}: {}", path.string(), error.what());
+  }
   out.label = field<std::string>(path, json, "label");
   out.model_sha256 = field<std::string>(path, json, "model_sha256");
   out.classes = field<std::vector<std::string>>(path, json, "classes");
   out.skip = field<std::int64_t>(path, json, "skip");
-  out.choice = parse_row_choice(field<std::string>(path, json, "position"), out.index);
   if (out.skip < 0 || (out.kind == ProbeKind::logistic && out.classes.size() < 2)) {
     fail("{}: the description of the probes has skip {} and {} classes", path.string(), out.skip,
          out.classes.size());

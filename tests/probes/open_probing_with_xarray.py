@@ -28,8 +28,8 @@ def main():
                 labels = {"side": ["a", "b", "c"][i % 3], "two": i % 2, "right": i % 4 == 0, "q": i // 3}
                 f.write(json.dumps({"text": text, "labels": labels}) + "\n")
         run = lambda *words: subprocess.run([program, "-q", *words], check=True, stdout=subprocess.DEVNULL, cwd=folder)
-        run("record", "organism", "--prompts", "p.jsonl", "--generate", "2", "-o", "run.h5")
-        run("probe", "run.h5", "--label", "side", "--sites", "resid_post,mlp_out:0,mlp_post:1", "-o", "probe.h5", "--directions", "d.safetensors")
+        run("record", "organism", "--prompts", "p.jsonl", "--generate", "2", "--sites", "resid_post,mlp_out,post", "-o", "run.h5")
+        run("probe", "run.h5", "--label", "side", "--sites", "resid_post,mlp_out:0,post:1", "-o", "probe.h5", "--directions", "d.safetensors")
         run("probe", "run.h5", "--label", "two", "--kind", "ridge", "-o", "ridge.h5")
         run("probe", "run.h5", "--label", "side", "--apply", "d.safetensors", "-o", "applied.h5")
         run("clue", "run.h5", "--label", "right", "--group", "q", "-o", "clue.h5")
