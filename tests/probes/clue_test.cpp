@@ -207,13 +207,13 @@ TEST(Information, KnownValues) {
 }
 
 // Prompts of three tokens, the last of them generated; resid_post:0 holds 10·token + component.
-struct Run {
+struct TinyBlock {
   std::vector<Prompt> prompts{2};
   ModelConfig config;
   ActivationBlock block;
   Site site{SiteKind::resid_post, 0};
 
-  Run() {
+  TinyBlock() {
     config.family = "test";
     config.n_layers = 1;
     config.d_model = 2;
@@ -246,7 +246,7 @@ struct Run {
 };
 
 TEST(Features, ByPosition) {
-  Run run;
+  TinyBlock run;
   using V = std::vector<float>;
   EXPECT_EQ(run.read({.label = "kind"}), (V{20, 40, 50, 250}));
   EXPECT_EQ(run.labels, "x,y,");
@@ -265,7 +265,7 @@ TEST(Features, ByPosition) {
 }
 
 TEST(Features, MergeIsOneRun) {
-  Run run;
+  TinyBlock run;
   FeatureOptions options{.sites = {run.site}, .choice = RowChoice::all, .label = "kind"};
   Features all(run.config, options), first(run.config, options);
   all.observe(run.block);
@@ -282,7 +282,7 @@ TEST(Features, MergeIsOneRun) {
 }
 
 TEST(Features, RefusesWhatIsNotThere) {
-  Run run;
+  TinyBlock run;
   const auto says = [&](FeatureOptions options, const char* text) {
     const std::string found = message([&] { run.read(options); });
     EXPECT_NE(found.find(text), std::string::npos) << found;
