@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Opens what `lamina depth` writes with xarray, by name, and compares it with numpy on the recording.
 
-    python tests/probes/open_depth_with_xarray.py build/lamina
+    python tests/xarray/depth.py build/lamina
 
 Needs h5py, xarray, h5netcdf and numpy.
 """

@@ -1,6 +1,6 @@
 """Opens what `lamina cka` writes with xarray's h5netcdf engine, and checks names, dimensions and settings.
 
-    python tests/probes/open_cka_with_xarray.py build/lamina
+    python tests/xarray/cka.py build/lamina
 
 Needs xarray, h5netcdf and numpy.
 """

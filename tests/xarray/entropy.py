@@ -1,7 +1,7 @@
 """Opens what `lamina entropy -o` writes with xarray's h5netcdf engine: names, shapes, and values
 against what --json printed.
 
-    python tests/probes/open_entropy_with_xarray.py build/lamina
+    python tests/xarray/entropy.py build/lamina
 
 Needs xarray, h5netcdf and numpy.
 """

@@ -1,7 +1,7 @@
 """Opens what `lamina effects -o` writes with xarray's h5netcdf engine: names, shapes, and values
 against what --json printed.
 
-    python tests/probes/open_effects_with_xarray.py build/lamina
+    python tests/xarray/effects.py build/lamina
 
 Needs h5py, xarray, h5netcdf and numpy.
 """
