@@ -83,12 +83,12 @@ Engine::Engine(std::vector<Side> sides, const CkaOptions& options, std::vector<P
         std::uint64_t bytes = Sums::fixed_bytes(rows_, options_.measures.debiased);
         for (const Pair& pair : wanted(sides_)) bytes += Sums::pair_bytes(rows_, pair);
         fail_usage(
-            "cka: exact sums of all pairs of {} streams take {:.1f} GiB in one pass, {:.1f} GiB "
+            "cka: exact sums of all pairs of {} streams take {:.1f} MiB in one pass, {:.1f} MiB "
             "are "
             "allowed (--memory); allow more, choose fewer layers (--site), use --mode minibatch, "
             "or record the activations first, which may be read several times",
-            rows_.streams(), static_cast<double>(bytes) / (1 << 30),
-            static_cast<double>(options_.memory) / (1 << 30));
+            rows_.streams(), static_cast<double>(bytes) / (1 << 20),
+            static_cast<double>(options_.memory) / (1 << 20));
       }
       pairs = std::move(passes.front());
     }
@@ -102,10 +102,10 @@ Engine::Engine(std::vector<Side> sides, const CkaOptions& options, std::vector<P
                        static_cast<double>(options_.sample) * static_cast<double>(options_.sample);
   if (bytes > static_cast<double>(options_.memory)) {
     fail_usage(
-        "cka: RBF kernels of {} sampled rows (--sample) of {} streams take {:.1f} GiB, "
-        "{:.1f} GiB are allowed (--memory)",
-        options_.sample, rows_.streams(), bytes / (1 << 30),
-        static_cast<double>(options_.memory) / (1 << 30));
+        "cka: RBF kernels of {} sampled rows (--sample) of {} streams take {:.1f} MiB, "
+        "{:.1f} MiB are allowed (--memory)",
+        options_.sample, rows_.streams(), bytes / (1 << 20),
+        static_cast<double>(options_.memory) / (1 << 20));
   }
   sample_.emplace(rows_, options_.sample);
 }
@@ -133,10 +133,10 @@ std::vector<std::vector<Pair>> Engine::plan(const std::vector<Side>& sides,
     if (bytes + more > options.memory) {
       if (passes.back().empty()) {
         fail_usage(
-            "cka: the sums of one pair of streams take {:.2f} GiB, {:.2f} GiB are allowed "
+            "cka: the sums of one pair of streams take {:.1f} MiB, {:.1f} MiB are allowed "
             "(--memory)",
-            static_cast<double>(fixed + more) / (1 << 30),
-            static_cast<double>(options.memory) / (1 << 30));
+            static_cast<double>(fixed + more) / (1 << 20),
+            static_cast<double>(options.memory) / (1 << 20));
       }
       passes.emplace_back();
       bytes = fixed;
@@ -148,8 +148,8 @@ std::vector<std::vector<Pair>> Engine::plan(const std::vector<Side>& sides,
   if (!whitened && (options.measures.svcca || options.measures.pwcca)) {
     fail_usage(
         "cka: svcca and pwcca need the covariances of all {} streams at once, more than the "
-        "{:.1f} GiB allowed (--memory)",
-        rows.streams(), static_cast<double>(options.memory) / (1 << 30));
+        "{:.1f} MiB allowed (--memory)",
+        rows.streams(), static_cast<double>(options.memory) / (1 << 20));
   }
   return passes;
 }

@@ -39,11 +39,11 @@ TEST_P(CkaVerb, LiveIsRecorded) {
   EXPECT_EQ(json["linear"][2][5], json["linear"][5][2]);
   // Several passes over the recording.
   const std::string few = " --json --sample 200";
-  EXPECT_EQ(run("cka run.h5 --memory 7M" + few), run("cka run.h5" + few));
-  expect_error("-q cka --model organism" + prompts_ + "--memory 7M" + few, 2,
+  EXPECT_EQ(run("cka run.h5 --memory 9M" + few), run("cka run.h5" + few));
+  expect_error("-q cka --model organism" + prompts_ + "--memory 9M" + few, 2,
                "exact sums of all pairs of 7 streams take");
   expect_error("-q cka run.h5 --memory 3M", 2, "(--memory)");
-  expect_error("-q cka run.h5 --memory 7M", 2, "RBF kernels of 1000 sampled rows");
+  expect_error("-q cka run.h5 --memory 9M", 2, "RBF kernels of 1000 sampled rows");
 }
 
 TEST_P(CkaVerb, TwoSources) {
