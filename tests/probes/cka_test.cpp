@@ -11,11 +11,11 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "cka_engine.h"
 #include "lamina/core/dtype.h"
 #include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
 #include "lamina/core/threads.h"
+#include "similarity/cka_engine.h"
 #include "support/tiny_model.h"
 
 namespace lamina {

@@ -11,7 +11,7 @@
 #include <numeric>
 #include <random>
 
-#include "attention_row.h"
+#include "attention/attention_row.h"
 #include "lamina/core/error.h"
 #include "lamina/core/model.h"
 #include "lamina/probes/attention_stats.h"

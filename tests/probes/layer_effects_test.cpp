@@ -12,7 +12,7 @@
 #include "lamina/core/error.h"
 #include "lamina/core/threads.h"
 #include "lamina/core/tokenizer.h"
-#include "row_stats.h"
+#include "lens/row_stats.h"
 #include "support/tiny_model.h"
 
 namespace lamina {

@@ -10,7 +10,7 @@
 #include "effects_support.h"
 #include "lamina/core/error.h"
 #include "lamina/core/threads.h"
-#include "row_stats.h"
+#include "lens/row_stats.h"
 
 namespace lamina {
 namespace {
