@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "ui/glyphs.h"
 #include "ui/table.h"
 #include "ui/text.h"
 
@@ -45,13 +46,6 @@ std::string number(double v) {
   return std::isnan(v) ? "–" : fmt::format("{:.3f}", v);
 }
 
-// Five shades, two columns a cell.
-const char* shade(double v) {
-  static constexpr const char* kShades[] = {"  ", "░░", "▒▒", "▓▓", "██"};
-  if (std::isnan(v)) return "··";
-  return kShades[std::clamp(static_cast<int>(std::floor(v * 5)), 0, 4)];
-}
-
 std::string heat_map(const CkaResults& r, const std::vector<double>& m) {
   const std::vector<std::string>& others = r.self ? r.layers : r.layers_other;
   std::size_t width = 5;
@@ -59,7 +53,10 @@ std::string heat_map(const CkaResults& r, const std::vector<double>& m) {
   std::string out;
   for (std::int64_t i = 0; i < r.a(); ++i) {
     out += fmt::format("  {:>{}} ", r.layers[size(i)], width);
-    for (std::int64_t j = 0; j < r.b(); ++j) out += shade(m[size(i * r.b() + j)]);
+    for (std::int64_t j = 0; j < r.b(); ++j) {
+      const char* cell = shade(m[size(i * r.b() + j)]);
+      out += fmt::format("{}{}", cell, cell);  // a terminal's cells are twice as high as wide
+    }
     out += "\n";
   }
   // Every fifth of the other layers is named below its column.
@@ -68,7 +65,7 @@ std::string heat_map(const CkaResults& r, const std::vector<double>& m) {
     names.resize(std::max(names.size(), width + 3 + size(2 * j)), ' ');
     names += others[size(j)] == "embed" ? "e" : others[size(j)];
   }
-  return out + names + "\n  (blank < 0.2 ≤ ░ < 0.4 ≤ ▒ < 0.6 ≤ ▓ < 0.8 ≤ █)\n";
+  return out + names + fmt::format("\n  {}\n", kShadeLegend);
 }
 
 std::string blocks_text(const CkaResults& r, const std::vector<double>& m, double least) {

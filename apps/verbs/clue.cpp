@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "lamina/core/error.h"
+#include "ui/glyphs.h"
 #include "ui/output.h"
 #include "ui/table.h"
 #include "ui/terminal.h"

@@ -7,24 +7,13 @@
 #include <nlohmann/json.hpp>
 
 #include "lamina/core/tokenizer.h"
+#include "ui/glyphs.h"
 #include "ui/table.h"
 #include "ui/text.h"
 #include "verbs/depth_effects.h"
 
 namespace lamina::cli {
 namespace {
-
-// Six shades of 0 to 1 and more; the legend says where they begin.
-const char* shade(double value) {
-  if (std::isnan(value)) return "?";
-  return value >= 0.8    ? "█"
-         : value >= 0.6  ? "▓"
-         : value >= 0.4  ? "▒"
-         : value >= 0.2  ? "░"
-         : value >= 0.05 ? "·"
-                         : " ";
-}
-constexpr const char* kLegend = "· from 0.05  ░ 0.2  ▒ 0.4  ▓ 0.6  █ from 0.8";
 
 std::string number(double value) {
   return std::isnan(value) ? std::string("–") : fmt::format("{:.3f}", value);
@@ -42,14 +31,6 @@ std::string ruler(std::int64_t n, std::int64_t width) {
                    (next - i) * width - static_cast<std::int64_t>(mark.size()), 0)),
                ' ');
     i = next;
-  }
-  return out;
-}
-
-std::string bar(double value) {
-  std::string out;
-  for (int i = 0; i < static_cast<int>(std::lround(std::clamp(value, 0.0, 1.5) * 10)); ++i) {
-    out += "█";
   }
   return out;
 }
@@ -94,7 +75,7 @@ std::string skip_text(const EffectTable& table, std::int64_t layers, EffectPart 
                                     number(table.layer_effect[which][at])};
     if (output) {
       row.push_back(number(table.out[which][at]));
-      row.push_back(bar(table.out[which][at]));
+      row.push_back(bar(table.out[which][at], 1.5));
     }
     rows.row(row);
   }
@@ -173,7 +154,7 @@ std::string jacobian_text(const BlockJacobian& j, std::int64_t pairs) {
   Table rows({">layer", ">own token", ">±", ">all tokens", ">±", ""});
   for (std::size_t l = 0; l < j.own.size(); ++l) {
     rows.row({std::to_string(l), number(j.own[l]), number(j.own_error[l]), number(j.all[l]),
-              number(j.all_error[l]), bar(j.own[l])});
+              number(j.all_error[l]), bar(j.own[l], 1.5)});
   }
   return out + rows.text(2);
 }
@@ -197,7 +178,7 @@ std::string depth_effects_text(const DepthEffects& effects, std::span<const Prom
     add(gradients_text(*effects.gradients, prompts, effects.gradient_options.part, tokenizer));
   }
   if (effects.skip || effects.erasure || effects.gradients)
-    out += std::string("  ") + kLegend + "\n";
+    out += std::string("  ") + kShadeLegend + "\n";
   if (effects.jacobian) add(jacobian_text(*effects.jacobian, effects.jacobian_options.probes));
   return out;
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "ui/glyphs.h"
 #include "ui/table.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
@@ -132,8 +133,8 @@ std::string attention_text(const AttentionProbe& probe, const Tokenizer* tokeniz
     const auto raw = of_heads(r, l, [](const HeadStats& h) { return h.entropy.mean(); });
     const auto top = of_heads(r, l, [](const HeadStats& h) { return h.logit_max; });
     const auto mean = of_heads(r, l, [](const HeadStats& h) { return h.logit_mean(); });
-    table.row({std::to_string(l), fixed(mean_of(raw), 2), fixed(mean_of(entropy), 2), heat(entropy),
-               percent(mean_of(sinks)), heat(sinks),
+    table.row({std::to_string(l), fixed(mean_of(raw), 2), fixed(mean_of(entropy), 2),
+               heights(entropy), percent(mean_of(sinks)), heights(sinks),
                fixed(*std::max_element(top.begin(), top.end()), 1), fixed(mean_of(mean), 1)});
   }
   out += table.text(2);

@@ -181,14 +181,4 @@ std::map<std::string, std::string> FeatureSource::provenance(const Globals& glob
   return attributes;
 }
 
-std::string curve(std::span<const double> values, double low, double high) {
-  static constexpr const char* kBlocks[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-  std::string out;
-  for (double v : values) {
-    const double share = high > low ? (v - low) / (high - low) : 0.0;
-    out += std::isnan(v) ? " " : kBlocks[std::clamp(static_cast<int>(share * 8), 0, 7)];
-  }
-  return out;
-}
-
 }  // namespace lamina::cli

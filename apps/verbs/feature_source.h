@@ -63,7 +63,4 @@ class FeatureSource {
   std::vector<Prompt> prompts_;
 };
 
-/// One block character per value, its height between `low` and `high`.
-std::string curve(std::span<const double> values, double low, double high);
-
 }  // namespace lamina::cli

@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "lamina/core/error.h"
+#include "ui/glyphs.h"
 #include "ui/output.h"
 #include "ui/table.h"
 #include "ui/terminal.h"

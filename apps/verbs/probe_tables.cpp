@@ -6,6 +6,7 @@
 #include <map>
 
 #include "lamina/core/error.h"
+#include "ui/glyphs.h"
 #include "ui/table.h"
 #include "ui/text.h"
 #include "verbs/feature_source.h"

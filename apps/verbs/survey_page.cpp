@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "ui/glyphs.h"
 #include "ui/table.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
@@ -27,13 +28,6 @@ std::string share(double value) {
 }
 std::string decimals(double value, int digits = 2) {
   return std::isnan(value) ? "–" : fmt::format("{:.{}f}", value, digits);
-}
-
-// 0 … 1 as a shade.
-std::string shade(double value) {
-  static constexpr const char* kShades[] = {"·", "░", "▒", "▓", "█"};
-  if (std::isnan(value)) return " ";
-  return kShades[std::clamp<int>(static_cast<int>(value * 5), 0, 4)];
 }
 
 // What one layer does; NaN where nothing was measured.
@@ -140,7 +134,7 @@ std::string layer_table(const SurveyFindings& f, const std::vector<LayerLine>& l
     out += ";\n  agrees: share of tokens whose best next token is already the last layer's";
   if (s.coding_rate) out += "; coding: coding rate, nats";
   if (f.gradients) out += ";\n  gradient: of the loss, per token";
-  if (s.cka) out += ";\n  CKA debiased: · below .2 ░ .4 ▒ .6 ▓ .8 █ above";
+  if (s.cka) out += fmt::format(";\n  CKA debiased: {}", kShadeLegend);
   return out + "\n";
 }
 
