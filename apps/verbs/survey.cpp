@@ -123,7 +123,7 @@ void register_survey(CLI::App& app, Globals& globals) {
       ->check(CLI::NonNegativeNumber)
       ->option_text("N");
   verb->add_option("--exit-tokens", args->exit_tokens,
-                   "decode about this many tokens at every layer (default 500 [ours]; 0: none)")
+                   "decode about this many tokens at every layer (default 250 [ours]; 0: none)")
       ->check(CLI::NonNegativeNumber)
       ->option_text("N");
   verb->add_option("--coding-every", args->options.coding_every,

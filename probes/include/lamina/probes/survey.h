@@ -29,7 +29,7 @@ struct SurveyOptions {
   /// One token in so many is decoded at every layer, which costs a model's logits per layer; 0:
   /// none. The command takes so many that about kExitTokens are decoded. [ours]
   std::int64_t exit_every = 64;
-  static constexpr std::int64_t kExitTokens = 500;
+  static constexpr std::int64_t kExitTokens = 250;
   /// One token in so many enters the coding rate, whose sums are dear. [ours]
   std::int64_t coding_every = 4;
   /// Rows of a minibatch of the CKA, which is the debiased estimate. [ours]
