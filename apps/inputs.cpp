@@ -54,6 +54,11 @@ std::vector<Prompt> load_prompts(const PromptInputs& inputs, const Model& model)
     }
     prompts = text_prompts(inputs.texts, *model.tokenizer(), options);
   }
+  if (inputs.piece > 0) {
+    const std::optional<std::int32_t> bos =
+        model.tokenizer() == nullptr ? std::nullopt : model.tokenizer()->bos_id();
+    prompts = cut_prompts(std::move(prompts), inputs.piece, bos);
+  }
   for (const Prompt& prompt : prompts) {
     if (static_cast<std::int64_t>(prompt.ids.size()) > model.config().n_ctx) {
       fail("prompt '{}' has {} tokens; the model's context holds {}", prompt.id, prompt.ids.size(),

@@ -19,6 +19,9 @@ struct PromptInputs {
   std::string file;
   std::vector<std::string> texts;
   std::string bos = "model";
+  /// Longer prompts are cut into pieces of this many tokens, BOS in front of each if it stands in
+  /// front of the prompt; 0: they are not cut.
+  std::int64_t piece = 0;
 };
 void add_prompt_options(CLI::App& verb, PromptInputs& inputs);
 bool has_prompts(const PromptInputs& inputs);

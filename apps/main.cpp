@@ -68,10 +68,18 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_merge(app, globals);
   register_generate(app, globals);
   register_tokenize(app, globals);
+  register_survey(app, globals);
   register_lens(app, globals);
   register_tune(app, globals);
   register_latent(app, globals);
   register_inflection(app, globals);
+  register_entropy(app, globals);
+  register_depth(app, globals);
+  register_effects(app, globals);
+  register_probe(app, globals);
+  register_clue(app, globals);
+  register_infoplane(app, globals);
+  register_cka(app, globals);
   register_void(app, globals);
   register_eval(app, globals);
   register_pairs(app, globals);

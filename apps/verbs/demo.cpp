@@ -50,6 +50,9 @@ int run_demo(const std::string& typed, const Globals& globals) {
   step(globals, "Let it continue a sentence that only someone who keeps track of names can finish.",
        {"generate", "organism", "--max-new", "1", "--text",
         "When Mary and John went to the store , John gave a drink to"});
+  step(globals,
+       "Look at all of it first: every analysis that applies, in one pass over 44 prompts.",
+       {"survey", "organism", "--prompts", prompts, "-o", in("survey.h5")}, "--force");
   step(globals, "Record what happens inside while it reads 44 prompts.",
        {"record", "organism", "--prompts", prompts, "--sites",
         "resid_pre:0,resid_mid,resid_post,attn_out,mlp_out,z,pattern", "-o", in("run.h5")},

@@ -9,6 +9,7 @@
 
 #include "inputs.h"
 #include "lamina/core/error.h"
+#include "ui/glyphs.h"
 #include "ui/output.h"
 #include "ui/table.h"
 #include "ui/terminal.h"
@@ -27,15 +28,6 @@ struct Args {
   InflectionOptions options;
   bool json = false;
 };
-
-// `value` of 0 to 1 as a bar of at most ten columns, in eighths.
-std::string bar(double value) {
-  static constexpr const char* kEighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
-  const auto eighths = static_cast<int>(std::lround(std::clamp(value, 0.0, 1.0) * 80));
-  std::string out;
-  for (int i = 0; i < eighths / 8; ++i) out += "█";
-  return out + kEighths[eighths % 8];
-}
 
 std::string run_text(const InflectionResults& r, std::size_t m, const InflectionOptions& options) {
   const InflectionRun& run = r.runs[m];

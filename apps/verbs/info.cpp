@@ -12,6 +12,7 @@
 #include "lamina/core/error.h"
 #include "lamina/core/gguf.h"
 #include "lamina/core/inspect.h"
+#include "lamina/core/results_info.h"
 #include "lamina/core/safetensors.h"
 #include "lamina/core/tokenizer.h"
 #include "paths.h"
@@ -244,9 +245,11 @@ void register_info(CLI::App& app, Globals& globals) {
     InfoOptions options;
   };
   auto args = std::make_shared<Args>();
-  CLI::App* verb = app.add_subcommand("info", "say what a model, recording or tokenizer is");
+  CLI::App* verb =
+      app.add_subcommand("info", "say what a model, recording, results file or tokenizer is");
   verb->group("Look");
-  verb->add_option("file", args->target, "model folder, GGUF file, recording or tokenizer.json")
+  verb->add_option("file", args->target,
+                   "model folder, GGUF file, recording, results file or tokenizer.json")
       ->required()
       ->option_text("FILE|MODEL");
   verb->add_flag("--sites", args->options.sites, "list every site, layer by layer");
@@ -266,7 +269,11 @@ void register_info(CLI::App& app, Globals& globals) {
           info_model(path, args->options, out);
           break;
         case FileKind::hdf5:
-          info_recording(path, args->options, out);
+          if (is_results_file(path)) {
+            info_results(path, args->options, out);
+          } else {
+            info_recording(path, args->options, out);
+          }
           break;
         case FileKind::tokenizer_json:
           info_tokenizer(path, args->options, out);

@@ -18,6 +18,7 @@ struct InfoOptions {
 };
 
 void info_model(const std::filesystem::path& path, const InfoOptions& options, Output& out);
+void info_results(const std::filesystem::path& path, const InfoOptions& options, Output& out);
 void info_recording(const std::filesystem::path& path, const InfoOptions& options, Output& out);
 void info_tokenizer(const std::filesystem::path& path, const InfoOptions& options, Output& out);
 

@@ -48,6 +48,11 @@ OpenedSource::OpenedSource(const ProbeSource& source) {
 
 void OpenedSource::run(Probe& probe, std::span<const Prompt> prompts, const char* what) {
   Probe* const probes[] = {&probe};
+  run(probes, prompts, what);
+}
+
+void OpenedSource::run(std::span<Probe* const> probes, std::span<const Prompt> prompts,
+                       const char* what) {
   if (live()) {
     LiveOptions options;
     ProgressLine progress(what, "tokens", total_tokens(prompts));
@@ -60,11 +65,13 @@ void OpenedSource::run(Probe& probe, std::span<const Prompt> prompts, const char
   for (const Recording& recording : recordings_) total += recording.tokens();
   ProgressLine progress(what, "tokens", total);
   for (const Recording& recording : recordings_) {
-    const std::unique_ptr<Probe> part = probe.fresh();
-    Probe* const part_probes[] = {part.get()};
+    std::vector<std::unique_ptr<Probe>> parts;
+    std::vector<Probe*> part_probes;
+    for (const Probe* probe : probes)
+      part_probes.push_back(parts.emplace_back(probe->fresh()).get());
     run_probes(part_probes, recording, std::uint64_t{256} << 20,
                [&](std::int64_t, std::int64_t tokens) { progress.update(before + tokens); });
-    probe.merge(*part);
+    for (std::size_t i = 0; i < probes.size(); ++i) probes[i]->merge(*parts[i]);
     before += recording.tokens();
   }
   progress.finish();

@@ -36,6 +36,8 @@ class OpenedSource {
 
   /// Runs a probe over all recordings in the order given or, live, over `prompts`.
   void run(Probe& probe, std::span<const Prompt> prompts, const char* what);
+  /// The same for several probes in one pass.
+  void run(std::span<Probe* const> probes, std::span<const Prompt> prompts, const char* what);
 
   /// Root attributes of the result file.
   std::map<std::string, std::string> provenance(const Globals& globals) const;

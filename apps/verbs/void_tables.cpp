@@ -3,6 +3,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "ui/glyphs.h"
 #include "ui/table.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
@@ -24,17 +25,10 @@ std::vector<double> layer_usage(const VoidCounts& counts, std::int64_t alpha, st
   return shares;
 }
 
-std::string bar(double share) {
-  std::string out;
-  if (std::isnan(share)) return out;
-  for (std::int64_t i = 0; i < std::llround(20 * share); ++i) out += "█";
-  return out;
-}
-
 std::vector<std::string> heat_row(std::string label, const VoidCounts& counts, std::int64_t alpha,
                                   std::int64_t phase) {
   return {std::move(label), kVoidPhases[static_cast<std::size_t>(phase)],
-          percent(counts.model_usage(alpha, phase)), heat(layer_usage(counts, alpha, phase))};
+          percent(counts.model_usage(alpha, phase)), heights(layer_usage(counts, alpha, phase))};
 }
 
 // The α that is shown layer by layer: the paper's, or the largest.
@@ -65,15 +59,6 @@ Json usage_json(double alpha, const VoidCounts& counts, std::int64_t index) {
 }
 
 }  // namespace
-
-std::string heat(std::span<const double> shares) {
-  static const char* const kLevels[] = {"·", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
-  std::string out;
-  for (double share : shares) {
-    out += std::isnan(share) ? "?" : kLevels[std::llround(8 * std::clamp(share, 0.0, 1.0))];
-  }
-  return out;
-}
 
 std::string void_text(std::span<const double> alphas, VoidRule rule, const VoidCounts& counts,
                       std::int64_t prompts) {
@@ -137,7 +122,7 @@ std::string skip_text(SkipMode mode, std::span<const SkipEffect> effects) {
     table.row({fmt::format("{}", e.alpha), percent(e.counts.model_usage(0, 0)),
                percent(e.counts.model_usage(0, 1)), fmt::format("{:.3f}", e.loss),
                fmt::format("{:.3f}", e.plain_loss), percent(e.agreement),
-               heat(layer_usage(e.counts, 0, 0))});
+               heights(layer_usage(e.counts, 0, 0))});
   }
   return out + table.text(2) + "  loss in nats a token, same tokens with and without skipping\n";
 }

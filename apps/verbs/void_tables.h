@@ -21,9 +21,6 @@ struct SkipEffect {
   std::int64_t tokens = 0;  // that have a next id
 };
 
-/// A block character an eighth to a whole of a line high for each share; '·' for none, '?' for NaN.
-std::string heat(std::span<const double> shares);
-
 std::string void_text(std::span<const double> alphas, VoidRule rule, const VoidCounts& counts,
                       std::int64_t prompts);
 nlohmann::ordered_json void_json(std::span<const double> alphas, VoidRule rule,

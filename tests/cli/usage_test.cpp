@@ -10,9 +10,10 @@ namespace {
 using Usage = Cli;
 
 constexpr const char* kVerbs[] = {
-    "info",     "verify", "diff",  "demo",   "record",  "merge",      "generate",
-    "tokenize", "lens",   "tune",  "latent", "void",    "eval",       "inflection",
-    "pairs",    "patch",  "edges", "ablate", "bakeoff", "completion",
+    "info",       "verify", "diff",      "demo",  "record", "merge",   "generate",
+    "tokenize",   "survey", "lens",      "tune",  "latent", "void",    "eval",
+    "inflection", "cka",    "infoplane", "clue",  "probe",  "effects", "depth",
+    "entropy",    "pairs",  "patch",     "edges", "ablate", "bakeoff", "completion",
 };
 
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
@@ -30,7 +31,8 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   for (const char* verb : {"record", "merge", "generate", "tokenize"}) {
     EXPECT_TRUE(at(verb) > record && at(verb) < read) << verb;
   }
-  for (const char* verb : {"lens", "tune", "latent", "void", "eval", "inflection"}) {
+  for (const char* verb : {"lens", "tune", "latent", "void", "eval", "inflection", "cka",
+                           "infoplane", "clue", "probe", "effects", "entropy"}) {
     EXPECT_TRUE(at(verb) > read && at(verb) < intervene) << verb;
   }
   for (const char* verb : {"pairs", "patch", "edges", "ablate"})

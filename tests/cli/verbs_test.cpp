@@ -232,7 +232,7 @@ TEST_P(Verbs, LatentWarnsOfUnknownWords) {
 
 TEST_P(Verbs, DemoRunsFromAnywhere) {
   const std::string out = run("demo -o here");
-  for (const char* file : {"here/run.h5", "here/lens.h5", "here/latent.h5"}) {
+  for (const char* file : {"here/run.h5", "here/lens.h5", "here/latent.h5", "here/survey.h5"}) {
     EXPECT_TRUE(std::filesystem::exists(folder() / file)) << file;
   }
   EXPECT_NE(out.find("\"Mary\" 98.3%"), std::string::npos);
@@ -248,6 +248,27 @@ TEST_P(Verbs, DataFolderFollowsTheEnvironment) {
   std::filesystem::create_directory_symlink(LAMINA_SOURCE_DIR "/data/planted/majority",
                                             folder() / "own/mine");
   EXPECT_EQ(shell("LAMINA_DATA=own; export LAMINA_DATA; lamina info mine").code, 0);
+}
+
+TEST_P(Verbs, InfoReadsResultsFiles) {
+  run("void --model organism --text \"the cat\" -o void.h5");
+  const std::string text = lamina("info void.h5");
+  for (const char* part : {"model_id      organism", "/analyses/void", "rule", "model_usage",
+                           "alpha 6, phase 2, layer 6", "token"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+  }
+  const Json json = Json::parse(lamina("info void.h5 --json"));
+  EXPECT_EQ(json["kind"], "results");
+  const auto& usage = json["analyses"]["void"]["datasets"]["usage"];
+  EXPECT_EQ(usage["type"], "float64");
+  EXPECT_EQ(usage["dimensions"][2]["name"], "layer");
+  EXPECT_EQ(usage["dimensions"][2]["size"], 6);
+  EXPECT_FALSE(usage["description"].get<std::string>().empty());
+  EXPECT_TRUE(json["analyses"]["void"]["datasets"]["alpha"]["axis"]);
+  // Cut off: HDF5 says so, in one line.
+  const std::string bytes = read_file(folder() / "void.h5");
+  std::ofstream(folder() / "cut.h5", std::ios::binary) << bytes.substr(0, bytes.size() / 2);
+  expect_error("info cut.h5", 1, "cut.h5");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "row_stats.h"
+#include "lens/row_stats.h"
 
 #include <gtest/gtest.h>
 

@@ -7,9 +7,9 @@
 #include <random>
 
 #include "lamina/core/threads.h"
+#include "lens/tuned_head.h"
 #include "probes/support.h"
 #include "support/tiny_model.h"
-#include "tuned_head.h"
 
 namespace lamina {
 namespace {

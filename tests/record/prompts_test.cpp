@@ -63,14 +63,16 @@ TEST(Prompts, TextFile) {
 TEST(Prompts, JsonLines) {
   const auto prompts = read("p.jsonl",
                             "{\"text\": \"cab\", \"id\": \"first\", \"target\": \" ab\", "
-                            "\"labels\": {\"language\": \"fr\", \"n\": 3, \"empty\": \"\"}}\n\n"
+                            "\"labels\": {\"language\": \"fr\", \"n\": 3, \"empty\": \"\", "
+                            "\"tags\": [\"N\", null, 2]}}\n\n"
                             "{\"ids\": [0, 28], \"target\": 5}\n"
                             "{\"text\": \"a\", \"target\": \"cab\", \"id\": 7}");
   ASSERT_EQ(prompts.size(), 3u);
   EXPECT_EQ(prompts[0].id, "first");
   EXPECT_EQ(prompts[0].target, 28);
   EXPECT_EQ(prompts[0].labels,
-            (std::map<std::string, std::string>{{"language", "fr"}, {"n", "3"}, {"empty", ""}}));
+            (std::map<std::string, std::string>{
+                {"language", "fr"}, {"n", "3"}, {"empty", ""}, {"tags", R"(["N",null,2])"}}));
   EXPECT_EQ(prompts[1].id, "3");  // its line
   EXPECT_EQ(prompts[1].text, "");
   EXPECT_EQ(prompts[1].ids, (std::vector<std::int32_t>{0, 28}));
@@ -166,6 +168,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "key labels: an object of strings expected, found array"},
         BadFile{"LabelType", "p.jsonl", "{\"ids\": [1], \"labels\": {\"a\": {}}}",
                 "key labels.a: a string expected, found object"},
+        BadFile{"LabelEntries", "p.jsonl", "{\"ids\": [1], \"labels\": {\"a\": [[1]]}}",
+                "key labels.a: an array of plain values expected, found array"},
         BadFile{"LabelName", "p.jsonl", "{\"ids\": [1], \"labels\": {\"\": \"a\"}}",
                 "label name \"\" is empty"},
         BadFile{"TargetType", "p.jsonl", "{\"ids\": [1], \"target\": [1]}",

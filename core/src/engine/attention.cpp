@@ -8,6 +8,8 @@
 #include "engine/simd/table.h"
 #include "engine/tile_pack.h"
 #include "engine/workspace.h"
+#include "lamina/core/attention.h"
+#include "lamina/core/error.h"
 
 // One task is a block of consecutive queries of one prompt for all heads that share a key head:
 // rows (query, head) in that order, so that packed keys and values serve the whole group. Every
@@ -299,4 +301,83 @@ void attention_values(const AttentionArgs& args, const float* pattern) {
   });
 }
 
+void attention_rows(const AttentionArgs& a, std::int64_t kv_head,
+                    const std::function<void(const AttentionRow&)>& row) {
+  const KernelTable& t = table();
+  const std::int64_t group = a.heads / a.kv_heads;
+  // As in make_tasks: a block's scores stay within a cache.
+  const std::int64_t block =
+      std::max<std::int64_t>(1, std::min(192 / group, 192 * 1024 / (group * (a.keys + 1))));
+  static thread_local Workspace workspace;
+  for (std::int64_t first = 0; first < a.queries; first += block) {
+    const Task task{&a, kv_head, first, std::min(block, a.queries - first)};
+    const Range keys = task.keys();
+    const std::int64_t width = task.width();
+    const std::size_t need = (task.floats(t.tile_rows) + 15) / 16 * 16;
+    float* scores = workspace.get(need + static_cast<std::size_t>(width));
+    float* pattern = scores + need;
+    dot_products(t, task, scores, scores + task.score_floats());
+    for (std::int64_t r = 0; r < task.rows(); ++r) {
+      const Range see = visible(a, task.query(r));
+      const auto count = static_cast<std::size_t>(see.end - see.begin);
+      float* s = scores + r * width + (see.begin - keys.begin);
+      finish_scores(t, a, s, see.end - see.begin);
+      float* p = pattern + (see.begin - keys.begin);
+      std::fill(pattern, p, -std::numeric_limits<float>::infinity());
+      std::copy_n(s, count, p);
+      t.softmax(pattern, see.end - keys.begin);
+      row({task.head(r), task.query(r), see.begin, {s, count}, {p, count}});
+    }
+  }
+}
+
 }  // namespace lamina::kernels
+
+namespace lamina {
+namespace {
+
+kernels::AttentionArgs mask_args(const ModelConfig& config, std::int32_t layer,
+                                 std::int64_t tokens) {
+  kernels::AttentionArgs args{};
+  args.queries = args.keys = tokens;
+  args.heads = config.n_heads;
+  args.kv_heads = config.n_kv_heads;
+  args.d_head = config.d_head;
+  args.scale = static_cast<float>(config.attn_scale);
+  args.softcap = static_cast<float>(config.attn_softcap);
+  args.causal = config.causal;
+  args.window = config.layers.at(static_cast<std::size_t>(layer)).window;
+  return args;
+}
+
+}  // namespace
+
+VisibleKeys visible_keys(const ModelConfig& config, std::int32_t layer, std::int64_t tokens,
+                         std::int64_t query) {
+  const kernels::Range see = kernels::visible(mask_args(config, layer, tokens), query);
+  return {see.begin, see.end};
+}
+
+void attention_rows(const ModelConfig& config, std::int32_t layer, std::int64_t kv_head,
+                    std::span<const float> q, std::span<const float> k,
+                    const std::function<void(const AttentionRow&)>& row) {
+  const auto tokens =
+      static_cast<std::int64_t>(q.size()) / std::max<std::int64_t>(1, config.d_attn());
+  if (static_cast<std::int64_t>(q.size()) != tokens * config.d_attn() ||
+      static_cast<std::int64_t>(k.size()) != tokens * config.d_kv()) {
+    fail(
+        "attention rows: {} query and {} key values were given, multiples of {} and {} for as "
+        "many tokens were expected",
+        q.size(), k.size(), config.d_attn(), config.d_kv());
+  }
+  kernels::AttentionArgs args = mask_args(config, layer, tokens);
+  args.q = q.data();
+  args.k = k.data();
+  kernels::attention_rows(args, kv_head, row);
+}
+
+void attention_softmax(std::span<float> scores) {
+  kernels::table().softmax(scores.data(), static_cast<std::int64_t>(scores.size()));
+}
+
+}  // namespace lamina

@@ -1,6 +1,7 @@
 #include "lamina/core/run.h"
 
 #include <algorithm>
+#include <future>
 #include <limits>
 
 #include "lamina/core/error.h"
@@ -25,6 +26,16 @@ std::uint64_t prompt_bytes(std::span<const Site> sites, const ModelConfig& confi
   return values * sizeof(float);
 }
 
+// A copy by all threads: one alone does not reach the memory's speed.
+void copy_values(std::span<const float> from, float* to) {
+  constexpr std::int64_t kPiece = std::int64_t{1} << 15;
+  const auto n = static_cast<std::int64_t>(from.size());
+#pragma omp parallel for schedule(static) if (n > 2 * kPiece)
+  for (std::int64_t at = 0; at < n; at += kPiece) {
+    std::copy_n(from.begin() + at, std::min(kPiece, n - at), to + at);
+  }
+}
+
 // Hooks that copy the values of `sites` into the block.
 Hooks collecting_hooks(std::span<const Site> sites, const ModelConfig& config,
                        ActivationBlock& block) {
@@ -34,10 +45,9 @@ Hooks collecting_hooks(std::span<const Site> sites, const ModelConfig& config,
     ActivationBlock::Values& values = block.sites[ActivationBlock::site_key(site)];
     values.shape = site_shape(site, config);
     if (!values.shape.attention) {
-      values.values.reserve(size(batch.tokens() * values.shape.row()));
-      hooks.read(site, [&values](SiteView& view) {
-        values.values.assign(view.values.begin(), view.values.end());
-      });
+      values.values.resize(size(batch.tokens() * values.shape.row()));
+      hooks.read(site,
+                 [&values](SiteView& view) { copy_values(view.values, values.values.data()); });
       continue;
     }
     values.offsets.assign(1, 0);
@@ -47,8 +57,7 @@ Hooks collecting_hooks(std::span<const Site> sites, const ModelConfig& config,
     }
     values.values.resize(size(values.offsets.back()));
     hooks.read(site, [&values](SiteView& view) {
-      std::copy(view.values.begin(), view.values.end(),
-                values.values.begin() + values.offsets[size(view.prompt)]);
+      copy_values(view.values, values.values.data() + values.offsets[size(view.prompt)]);
     });
   }
   return hooks;
@@ -168,17 +177,35 @@ void run_recorded(const Recording& recording, std::span<const Site> sites,
   }
   const auto prompts = static_cast<std::int64_t>(recording.prompts().size());
   const std::vector<std::int64_t>& offsets = recording.offsets();
+  struct Range {
+    std::int64_t first, count;
+  };
+  std::vector<Range> ranges;
   for (std::int64_t next = 0; next < prompts;) {
     const std::int64_t first = next;
     std::uint64_t bytes = 0;
     for (; next < prompts; ++next) {
       const std::uint64_t more = prompt_bytes(sites, recording.header().config,
                                               offsets[size(next + 1)] - offsets[size(next)]);
-      if (next > first && bytes + more > block_bytes) break;
+      if (next > first && bytes + more > block_bytes / 2) break;
       bytes += more;
     }
-    consume(recording.read_block(sites, first, next - first));
-    if (progress) progress(next, offsets[size(next)]);
+    ranges.push_back({first, next - first});
+  }
+  // The next block is read while this one is consumed: two of half the size.
+  const auto read = [&](std::size_t i) {
+    return std::async(std::launch::async, [&recording, sites, range = ranges[i]] {
+      return recording.read_block(sites, range.first, range.count);
+    });
+  };
+  std::future<ActivationBlock> coming;
+  if (!ranges.empty()) coming = read(0);
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    const ActivationBlock block = coming.get();
+    if (i + 1 < ranges.size()) coming = read(i + 1);
+    consume(block);
+    const std::int64_t done = ranges[i].first + ranges[i].count;
+    if (progress) progress(done, offsets[size(done)]);
   }
 }
 

@@ -61,6 +61,11 @@ class PromptReader : public LineReader {
       const std::string key = "labels." + name;
       if (label.is_number() || label.is_boolean()) {
         prompt.labels[name] = label.dump();
+      } else if (label.is_array()) {  // one value per token, kept as JSON
+        for (const Json& entry : label) {
+          if (entry.is_object() || entry.is_array()) bad(key, "an array of plain values", label);
+        }
+        prompt.labels[name] = label.dump();
       } else {
         prompt.labels[name] = text(label, key);
       }
@@ -129,6 +134,34 @@ std::vector<Prompt> text_prompts(std::span<const std::string> texts, const Token
     prompts.push_back(reader.text_line(texts[i]));
   }
   return prompts;
+}
+
+std::vector<Prompt> cut_prompts(std::vector<Prompt> prompts, std::int64_t most,
+                                std::optional<std::int32_t> bos) {
+  if (most < 2)
+    fail_usage("prompts are to be cut into pieces of {} tokens, at least 2 needed", most);
+  std::vector<Prompt> out;
+  for (Prompt& prompt : prompts) {
+    const auto length = static_cast<std::int64_t>(prompt.ids.size());
+    if (length <= most) {
+      out.push_back(std::move(prompt));
+      continue;
+    }
+    const std::int64_t head = bos && prompt.ids.front() == *bos ? 1 : 0;
+    std::int64_t number = 0;
+    for (std::int64_t at = head; at < length; at += most - head) {
+      const std::int64_t end = std::min(length, at + most - head);
+      Prompt piece;
+      piece.id = fmt::format("{}#{}", prompt.id, ++number);
+      piece.labels = prompt.labels;
+      if (head > 0) piece.ids.push_back(*bos);
+      piece.ids.insert(piece.ids.end(), prompt.ids.begin() + at, prompt.ids.begin() + end);
+      piece.given = static_cast<std::int64_t>(piece.ids.size());
+      if (end == length) piece.target = prompt.target;
+      out.push_back(std::move(piece));
+    }
+  }
+  return out;
 }
 
 }  // namespace lamina

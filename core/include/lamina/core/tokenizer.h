@@ -24,9 +24,9 @@ enum class Bos : std::uint8_t {
 /// Text to token ids and back. Immutable after loading; safe to share between threads.
 ///
 /// Byte-level BPE (GPT-2, Llama 3, Qwen 2/3, SmolLM2 pre-tokenizers), SentencePiece-style BPE with
-/// byte fallback (Llama 2, Gemma), WordPiece (BERT), and whole words (WordLevel). References: the `tokenizers`
-/// package; for the scored pieces of a GGUF file the `sentencepiece` package. Neither truncation
-/// nor padding of a file is applied.
+/// byte fallback (Llama 2, Gemma), WordPiece (BERT), and whole words (WordLevel). References: the
+/// `tokenizers` package; for the scored pieces of a GGUF file the `sentencepiece` package. Neither
+/// truncation nor padding of a file is applied.
 class Tokenizer {
  public:
   /// From the text of a tokenizer.json. `name` is used in messages. A pre-tokenizer, normaliser or
