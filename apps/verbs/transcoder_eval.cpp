@@ -15,6 +15,7 @@
 #include "ui/table.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
+#include "verbs/activation_source.h"
 #include "verbs/info.h"
 #include "verbs/transcoder.h"
 
@@ -34,89 +35,7 @@ struct Args {
   bool json = false;
 };
 
-// The activations: recordings, or the model over prompts.
-struct Source {
-  std::vector<Recording> recordings;
-  std::optional<Model> model;
-  std::optional<Forward> forward;
-  std::vector<Prompt> prompts;  // of the recordings too, if there is a model
-
-  void run(Probe& probe, const char* what);
-  std::map<std::string, std::string> provenance(const Globals& globals) const;
-};
-
-void Source::run(Probe& probe, const char* what) {
-  Probe* const probes[] = {&probe};
-  if (recordings.empty()) {
-    LiveOptions options;
-    ProgressLine progress(what, "tokens", total_tokens(prompts));
-    options.progress = [&](std::int64_t, std::int64_t tokens) { progress.update(tokens); };
-    run_probes(probes, *forward, prompts, options);
-    progress.finish();
-    return;
-  }
-  std::int64_t total = 0, before = 0;
-  for (const Recording& recording : recordings) total += recording.tokens();
-  ProgressLine progress(what, "tokens", total);
-  for (const Recording& recording : recordings) {
-    const std::unique_ptr<Probe> part = probe.fresh();
-    Probe* const part_probes[] = {part.get()};
-    run_probes(part_probes, recording, std::uint64_t{256} << 20,
-               [&](std::int64_t, std::int64_t tokens) { progress.update(before + tokens); });
-    probe.merge(*part);
-    before += recording.tokens();
-  }
-  progress.finish();
-}
-
-std::map<std::string, std::string> Source::provenance(const Globals& globals) const {
-  auto attributes = cli::provenance(globals);
-  if (model) {
-    attributes["model_id"] = model->id();
-    attributes["model_sha256"] = model->sha256();
-  } else {
-    attributes["model_id"] = recordings.front().header().model_id;
-    attributes["model_sha256"] = recordings.front().header().model_sha256;
-  }
-  std::string inputs;
-  for (const Recording& recording : recordings) {
-    inputs += (inputs.empty() ? "" : "\n") + recording.path().string();
-  }
-  if (!inputs.empty()) attributes["recordings"] = inputs;
-  return attributes;
-}
-
-Source open_source(const Args& args) {
-  Source source;
-  if (args.recordings.empty() && args.model.empty()) {
-    fail_usage("nothing to read; give MODEL and prompts, or --recordings");
-  }
-  if (!args.recordings.empty() && has_prompts(args.prompts)) {
-    fail_usage("recordings and prompts were both given; a recording has its own prompts");
-  }
-  for (const std::string& path : args.recordings) {
-    source.recordings.push_back(Recording::open(path));
-  }
-  if (!args.model.empty()) {
-    source.model = load_model(args.model);
-    source.forward.emplace(*source.model);
-    if (source.recordings.empty()) source.prompts = load_prompts(args.prompts, *source.model);
-  }
-  for (const Recording& recording : source.recordings) {
-    const std::string& first = source.recordings.front().header().model_sha256;
-    const std::string& expected = source.model ? source.model->sha256() : first;
-    if (recording.header().model_sha256 != expected) {
-      fail("{}: it was recorded from a model with SHA-256 {}, expected {}",
-           recording.path().string(), recording.header().model_sha256, expected);
-    }
-    if (!source.model) continue;
-    const std::vector<Prompt>& prompts = recording.prompts();
-    source.prompts.insert(source.prompts.end(), prompts.begin(), prompts.end());
-  }
-  return source;
-}
-
-std::vector<Transcoder> load_dictionaries(const Args& args, const Source& source) {
+std::vector<Transcoder> load_dictionaries(const Args& args, const ActivationSource& source) {
   std::vector<Transcoder> all;
   const bool other = args.dictionaries.other_model;
   for (const std::string& path : args.dictionaries.paths) {
@@ -233,7 +152,7 @@ int run_eval(const Args& args, const Globals& globals) {
   if (args.options.store_features && args.output.path.empty()) {
     fail_usage("--store-features needs -o FILE");
   }
-  Source source = open_source(args);
+  ActivationSource source(args.model, args.recordings, args.prompts);
   const std::vector<Transcoder> dictionaries = load_dictionaries(args, source);
   std::vector<const Transcoder*> pointers;
   std::vector<TranscoderConfig> configs;

@@ -94,7 +94,7 @@ TEST_F(TranscoderVerb, MistakesAreOneLine) {
   expect_error("transcoder", 2, "verb");
   expect_error("transcoder eval gpt2 --text a", 2, "--transcoder is required");
   expect_error("transcoder eval --transcoder d/mlp1", 2,
-               "nothing to read; give MODEL and prompts, or --recordings");
+               "nothing to read; give a model and prompts, or recordings");
   expect_error("-q transcoder eval gpt2 --transcoder d/mlp1", 2, "prompts are missing");
   expect_error("-q transcoder eval gpt2 --transcoder nothing --prompts d/prompts.jsonl", 1,
                "nothing: no such file or folder");

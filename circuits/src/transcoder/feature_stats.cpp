@@ -60,6 +60,12 @@ std::string SeenTokens::context(std::int64_t token, std::int64_t width,
   const auto part = [&](std::int64_t a, std::int64_t b) {
     return std::span(ids_).subspan(static_cast<std::size_t>(a), static_cast<std::size_t>(b - a));
   };
+  if (tokenizer == nullptr) {
+    const std::string before = shown(part(from, token), nullptr),
+                      after = shown(part(token + 1, to), nullptr);
+    return before + (before.empty() ? "«" : " «") + std::to_string(id(token)) +
+           (after.empty() ? "»" : "» ") + after;
+  }
   // Decoded as a whole as far as the token: what a decoder does at a text's beginning (a blank
   // less) must not happen inside.
   const std::string before = shown(part(from, token), tokenizer);
@@ -77,7 +83,7 @@ FeatureStats::FeatureStats(std::int64_t features, std::int64_t examples, bool ke
       keep_all_(keep_all),
       count_(index(features)),
       sum_(index(features)),
-      max_(index(features)),
+      max_(index(features), -std::numeric_limits<float>::infinity()),
       top_(index(features * examples)),
       kept_(index(features)) {}
 
@@ -162,30 +168,31 @@ std::int64_t FeatureStats::above(double frequency) const {
 }
 
 void FeatureStats::write(ResultFile& file, const SeenTokens& seen, const Tokenizer* tokenizer,
-                         std::int64_t context) const {
+                         std::int64_t context, const std::string& unit) const {
   const std::int64_t n = features();
   std::vector<std::int64_t> ids(index(n));
   std::iota(ids.begin(), ids.end(), 0);
-  file.axis("feature", ids);
+  file.axis(unit, ids);
   std::vector<double> frequencies, means, largest;
   for (std::int64_t f = 0; f < n; ++f) {
     frequencies.push_back(frequency(f));
     means.push_back(mean(f));
     largest.push_back(max(f));
   }
-  const std::vector<std::string> feature = {"feature"};
+  const std::vector<std::string> feature = {unit};
   file.dataset("count", feature, std::span<const std::int64_t>(count_),
-               "tokens at which the feature fires", "1");
+               "tokens at which the " + unit + " fires", "1");
   file.dataset("frequency", feature, std::span<const double>(frequencies),
-               "share of the tokens at which the feature fires", "1");
+               "share of the tokens at which the " + unit + " fires", "1");
   file.dataset("mean", feature, std::span<const double>(means),
-               "mean activation where the feature fires, NaN if nowhere", "1");
-  file.dataset("max", feature, std::span<const double>(largest), "largest activation", "1");
+               "mean value where the " + unit + " fires, NaN if nowhere", "1");
+  file.dataset("max", feature, std::span<const double>(largest),
+               "largest value, 0 if it never fires", "1");
   if (examples_ > 0) {
     std::vector<std::int64_t> ranks(index(examples_));
     std::iota(ranks.begin(), ranks.end(), 1);
     file.axis("example", ranks);
-    const std::vector<std::string> both = {"feature", "example"};
+    const std::vector<std::string> both = {unit, "example"};
     const std::size_t cells = index(n * examples_);
     std::vector<float> value(cells, std::numeric_limits<float>::quiet_NaN());
     std::vector<std::int32_t> position(cells, -1);
@@ -202,7 +209,7 @@ void FeatureStats::write(ResultFile& file, const SeenTokens& seen, const Tokeniz
       }
     }
     file.dataset("top_value", both, std::span<const float>(value),
-                 "activation at the tokens where the feature fires most", "1");
+                 "value at the tokens where the " + unit + " fires most", "1");
     file.dataset("top_token", both, std::span<const std::string>(text), "that token's text", "");
     file.dataset("top_context", both, std::span<const std::string>(around),
                  "that token, in «», among its neighbours", "");

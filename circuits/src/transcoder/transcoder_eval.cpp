@@ -4,84 +4,13 @@
 #include <cmath>
 
 #include "lamina/core/error.h"
+#include "transcoder/row_sums.h"
 
 namespace lamina {
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
 std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);
-}
-
-double ratio(double a, double b) {
-  return b == 0 ? kNaN : a / b;
-}
-
-// Rows of a block that are not among the first `skip` of their prompt.
-std::vector<std::int64_t> counted_rows(const Batch& batch, std::int64_t skip) {
-  std::vector<std::int64_t> rows;
-  for (std::int64_t p = 0; p < batch.prompts(); ++p) {
-    for (std::int64_t r = batch.offsets[size(p)] + skip; r < batch.offsets[size(p + 1)]; ++r) {
-      rows.push_back(r);
-    }
-  }
-  return rows;
-}
-
-// A site's values at these rows, [rows, width].
-std::vector<float> gather(const ActivationBlock& block, Site site, std::int64_t width,
-                          std::span<const std::int64_t> rows, const std::string& name) {
-  const ActivationBlock::Values& from = block.at(site);
-  if (from.shape.attention || from.shape.row() != width) {
-    fail("{}: it has {} values at {}, the activations have {}", name, width, site_name(site),
-         from.shape.attention ? 0 : from.shape.row());
-  }
-  std::vector<float> out;
-  out.reserve(rows.size() * size(width));
-  for (std::int64_t r : rows) {
-    const auto first = from.values.begin() + r * width;
-    out.insert(out.end(), first, first + width);
-  }
-  return out;
-}
-
-void add_row(ReconstructionSums& sums, std::span<const float> y, std::span<const float> rebuilt,
-             std::span<const double> mean) {
-  double error = 0, variance = 0, squares = 0, rebuilt_squares = 0, dot = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    const double a = y[i], b = rebuilt[i];
-    error += (a - b) * (a - b);
-    variance += (a - mean[i]) * (a - mean[i]);
-    squares += a * a;
-    rebuilt_squares += b * b;
-    dot += a * b;
-  }
-  sums.error += error;
-  sums.variance += variance;
-  sums.squares += squares;
-  if (variance > 0) {
-    sums.row_explained += 1 - error / variance;
-    ++sums.varying_rows;
-  }
-  if (squares > 0 && rebuilt_squares > 0) {
-    sums.cosine += dot / std::sqrt(squares * rebuilt_squares);
-    sums.norm_ratio += std::sqrt(rebuilt_squares / squares);
-    ++sums.directed_rows;
-  }
-}
-
-void add_sums(ReconstructionSums& to, const ReconstructionSums& from) {
-  to.tokens += from.tokens;
-  to.active += from.active;
-  to.error += from.error;
-  to.variance += from.variance;
-  to.squares += from.squares;
-  to.row_explained += from.row_explained;
-  to.varying_rows += from.varying_rows;
-  to.cosine += from.cosine;
-  to.norm_ratio += from.norm_ratio;
-  to.directed_rows += from.directed_rows;
 }
 
 void check_options(const TranscoderEvalOptions& o) {
@@ -124,11 +53,11 @@ std::unique_ptr<Probe> OutputMeans::fresh() const {
 }
 
 void OutputMeans::observe(const ActivationBlock& block) {
-  const std::vector<std::int64_t> rows = counted_rows(block.batch, skip_);
+  const std::vector<std::int64_t> rows = rows::counted(block.batch, skip_);
   tokens_ += static_cast<std::int64_t>(rows.size());
   for (std::size_t i = 0; i < dictionaries_.size(); ++i) {
     const TranscoderConfig& c = dictionaries_[i];
-    const std::vector<float> y = gather(block, c.output.site, c.d_out, rows, c.name);
+    const std::vector<float> y = rows::gather(block, c.output.site, c.d_out, rows, c.name);
     for (std::size_t v = 0; v < y.size(); ++v) sums_[i][v % size(c.d_out)] += y[v];
   }
 }
@@ -150,28 +79,6 @@ std::vector<std::vector<double>> OutputMeans::means() const {
     for (double& v : mean) v /= static_cast<double>(tokens_);
   }
   return means;
-}
-
-double ReconstructionSums::l0() const {
-  return ratio(static_cast<double>(active), static_cast<double>(tokens));
-}
-double ReconstructionSums::explained_variance() const {
-  return 1 - ratio(error, variance);
-}
-double ReconstructionSums::explained_variance_rows() const {
-  return ratio(row_explained, static_cast<double>(varying_rows));
-}
-double ReconstructionSums::mse(std::int64_t width) const {
-  return ratio(error, static_cast<double>(tokens) * static_cast<double>(width));
-}
-double ReconstructionSums::normalized_mse() const {
-  return ratio(error, squares);
-}
-double ReconstructionSums::mean_cosine() const {
-  return ratio(cosine, static_cast<double>(directed_rows));
-}
-double ReconstructionSums::mean_norm_ratio() const {
-  return ratio(norm_ratio, static_cast<double>(directed_rows));
 }
 
 TranscoderEval::TranscoderEval(std::vector<const Transcoder*> dictionaries, const Model* model,
@@ -214,24 +121,24 @@ std::unique_ptr<Probe> TranscoderEval::fresh() const {
 
 void TranscoderEval::observe(const ActivationBlock& block) {
   const std::int64_t first = seen_.add(block);
-  const std::vector<std::int64_t> rows = counted_rows(block.batch, options_.skip);
+  const std::vector<std::int64_t> rows = rows::counted(block.batch, options_.skip);
   std::vector<std::int64_t> tokens;
   for (std::int64_t r : rows) tokens.push_back(first + r);
   for (std::size_t i = 0; i < dictionaries_.size(); ++i) {
     const Transcoder& t = *dictionaries_[i];
     const TranscoderConfig& c = t.config;
-    std::vector<float> x = gather(block, c.input.site, c.d_in, rows, c.name);
+    std::vector<float> x = rows::gather(block, c.input.site, c.d_in, rows, c.name);
     if (c.input.norm_weights) apply_place(*model_, c.input, x);
     const std::vector<float> y =
-        c.output == c.input ? x : gather(block, c.output.site, c.d_out, rows, c.name);
+        c.output == c.input ? x : rows::gather(block, c.output.site, c.d_out, rows, c.name);
     const SparseRows z = t.encode(x);
     std::vector<float> rebuilt(y.size());
     t.decode(z, x, rebuilt);
     ReconstructionSums& sums = sums_[i];
     const std::size_t d = size(c.d_out);
     for (std::size_t r = 0; r < rows.size(); ++r) {
-      add_row(sums, std::span(y).subspan(r * d, d), std::span(rebuilt).subspan(r * d, d),
-              means_[i]);
+      rows::add(sums, std::span(y).subspan(r * d, d), std::span(rebuilt).subspan(r * d, d),
+                means_[i]);
     }
     if (!std::isfinite(sums.error)) {
       fail("{}: its reconstruction of {} is not finite", c.name, dictionary_place_name(c.output));
@@ -247,7 +154,7 @@ void TranscoderEval::merge(Probe& other) {
   const std::int64_t first = seen_.tokens();
   seen_.merge(from.seen_);
   for (std::size_t i = 0; i < sums_.size(); ++i) {
-    add_sums(sums_[i], from.sums_[i]);
+    rows::add(sums_[i], from.sums_[i]);
     features_[i].merge(from.features_[i], first);
   }
 }

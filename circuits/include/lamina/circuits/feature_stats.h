@@ -54,7 +54,9 @@ class FeatureStats {
   /// Mean where it fires; NaN if nowhere.
   double mean(std::int64_t feature) const;
   /// 0 if it never fires.
-  float max(std::int64_t feature) const { return max_.at(index(feature)); }
+  float max(std::int64_t feature) const {
+    return count(feature) == 0 ? 0.0F : max_.at(index(feature));
+  }
   struct Example {
     std::int64_t token = -1;
     float value = 0;
@@ -65,10 +67,10 @@ class FeatureStats {
   std::int64_t at_most(double frequency) const;
   std::int64_t above(double frequency) const;
 
-  /// Writes axes feature and example and what stands on them to the file's group; with keep_all
-  /// also the activations themselves, sparsely.
+  /// Writes axes `unit` ("feature") and example and what stands on them to the file's group; with
+  /// keep_all also the activations themselves, sparsely.
   void write(ResultFile& file, const SeenTokens& seen, const Tokenizer* tokenizer,
-             std::int64_t context) const;
+             std::int64_t context, const std::string& unit = "feature") const;
 
  private:
   static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
