@@ -13,6 +13,7 @@ constexpr const char* kVerbs[] = {
     "info",     "verify", "diff",  "demo",   "record",  "merge",      "generate",
     "tokenize", "lens",   "tune",  "latent", "void",    "eval",       "inflection",
     "pairs",    "patch",  "edges", "ablate", "bakeoff", "completion",
+    "transcoder", "transcoder eval", "transcoder info", "codebook",
 };
 
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {

@@ -26,13 +26,14 @@ double norm(const float* x, std::int64_t width) {
 }  // namespace
 
 SparseRows Codebook::encode(std::span<const float> x) const {
-  constexpr std::int64_t kCodes = 256;
+  constexpr std::int64_t kCodes = 256, kRows = 256;
   const std::int64_t rows = static_cast<std::int64_t>(x.size()) / width, k = nearest, n = size();
   if (x.size() != at(rows * width)) {
     fail_usage("codebook: {} values, expected rows of {}", x.size(), width);
   }
-  // Cosines [rows, K], a block of codes at a time.
-  std::vector<float> cosine(at(rows * n)), unit(at(kCodes * width));
+  if (k < 1 || k > n) fail_usage("codebook: nearest codes: expected 1 to {}, got {}", n, k);
+  std::vector<internal::Operand> blocks;  // codes of unit length
+  std::vector<float> unit(at(kCodes * width));
   for (std::int64_t first = 0; first < n; first += kCodes) {
     const std::int64_t count = std::min(kCodes, n - first);
     for (std::int64_t c = 0; c < count; ++c) {
@@ -42,31 +43,36 @@ SparseRows Codebook::encode(std::span<const float> x) const {
         unit[at(c * width + i)] = length > 0 ? static_cast<float>(code[i] / length) : 0.0F;
       }
     }
-    internal::Operand block(count, width);
-    block.set(unit.data(), count);
-    internal::product(x.data(), width, rows, block, cosine.data() + first, n);
+    blocks.emplace_back(count, width).set(unit.data(), count);
   }
-  std::vector<std::int32_t> ids(at(rows * k));
-  std::vector<float> values(ids.size());
+  SparseRows out;
+  out.feature.resize(at(rows * k));
+  out.value.resize(out.feature.size());
+  std::vector<float> cosine(at(std::min(rows, kRows) * n));
+  for (std::int64_t begin = 0; begin < rows; begin += kRows) {
+    const std::int64_t count = std::min(kRows, rows - begin);
+    for (std::size_t b = 0; b < blocks.size(); ++b) {
+      internal::product(x.data() + begin * width, width, count, blocks[b],
+                        cosine.data() + b * at(kCodes), n);
+    }
 #pragma omp parallel for schedule(static)
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const double length = norm(x.data() + r * width, width);
-    const auto scale = static_cast<float>(length > 0 ? 1 / length : 0);
-    for (std::int64_t c = 0; c < n; ++c) cosine[at(r * n + c)] *= scale;
-    const std::span<std::int32_t> id(ids.data() + r * k, at(k));
-    const std::span<float> value(values.data() + r * k, at(k));
-    math::top_k(std::span(cosine).subspan(at(r * n), at(n)), id, value);
-    // Ascending ids; k is small.
-    for (std::int64_t i = 1; i < k; ++i) {
-      for (std::int64_t j = i; j > 0 && id[at(j)] < id[at(j - 1)]; --j) {
-        std::swap(id[at(j)], id[at(j - 1)]);
-        std::swap(value[at(j)], value[at(j - 1)]);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const double length = norm(x.data() + (begin + r) * width, width);
+      const auto scale = static_cast<float>(length > 0 ? 1 / length : 0);
+      const std::span<float> row = std::span(cosine).subspan(at(r * n), at(n));
+      for (float& v : row) v *= scale;
+      const std::span<std::int32_t> id = std::span(out.feature).subspan(at((begin + r) * k), at(k));
+      const std::span<float> value = std::span(out.value).subspan(at((begin + r) * k), at(k));
+      math::top_k(row, id, value);
+      // Ascending ids; k is small.
+      for (std::size_t i = 1; i < id.size(); ++i) {
+        for (std::size_t j = i; j > 0 && id[j] < id[j - 1]; --j) {
+          std::swap(id[j], id[j - 1]);
+          std::swap(value[j], value[j - 1]);
+        }
       }
     }
   }
-  SparseRows out;
-  out.feature = std::move(ids);
-  out.value = std::move(values);
   for (std::int64_t r = 1; r <= rows; ++r) out.offsets.push_back(r * k);
   return out;
 }
