@@ -9,7 +9,6 @@
 
 #include "lamina/circuits/trainer.h"
 #include "lamina/core/error.h"
-#include "lamina/core/safetensors.h"
 #include "lamina/core/sha256.h"
 #include "ui/output.h"
 #include "ui/table.h"
@@ -320,8 +319,8 @@ int run_train(Args& args, const Globals& globals) {
   }
   TrainingRun run(source.model(), configs, o);
   const RunFolder folder(args);
-  run.checkpoint(folder.checkpoint, args.checkpoint_every,
-                 identity_of(args, source.model(), source.recordings(), prompts));
+  const auto identity = identity_of(args, source.model(), source.recordings(), prompts);
+  run.checkpoint(folder.checkpoint, args.checkpoint_every, identity);
   info("training {} of {} features on {} tokens a pass, {} steps of {}; {} of memory",
        configs.size() == 1 ? "1 dictionary" : fmt::format("{} dictionaries", configs.size()),
        grouped(configs[0].features), grouped(rows), grouped(o.steps), grouped(o.batch),
@@ -336,7 +335,13 @@ int run_train(Args& args, const Globals& globals) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   const std::vector<Transcoder> trained = run.transcoders();
-  for (const Transcoder& t : trained) write_dictionary(folder.folder / t.config.name, t);
+  std::map<std::string, std::string> how = {{"trained_by", "lamina " LAMINA_VERSION},
+                                            {"training_tokens", std::to_string(rows)}};
+  for (const char* key : {"loss", "penalty", "lambda", "batch", "steps", "learning rate", "seed"}) {
+    how["training_" + std::string(key == std::string("learning rate") ? "rate" : key)] =
+        identity.at(key);
+  }
+  for (const Transcoder& t : trained) write_saelens(folder.folder / t.config.name, t, how);
   ResultFile file(folder.curves, source.provenance(globals));
   file.group("transcoder_training");
   run.write(file);
@@ -356,7 +361,7 @@ int run_train(Args& args, const Globals& globals) {
   return 0;
 }
 
-void add_dictionary_options(CLI::App& verb, Args& args) {
+void add_shape_options(CLI::App& verb, Args& args) {
   verb.add_option("--kind", args.kind,
                   "transcoder (default), skip (with a linear path beside it) or sae")
       ->check(CLI::IsMember({"transcoder", "skip", "sae"}))
@@ -473,7 +478,7 @@ void register_transcoder_train(CLI::App& transcoder, Globals& globals) {
       ->required()
       ->option_text("FOLDER");
   verb->add_flag("--force", args->output.force, "overwrite what the folder holds of a run");
-  add_dictionary_options(*verb, *args);
+  add_shape_options(*verb, *args);
   add_loss_options(*verb, *args);
   add_optimiser_options(*verb, *args);
   verb->add_flag("--json", args->json, "print JSON");
