@@ -12,9 +12,11 @@ import argparse
 import json
 import pathlib
 import random
-import shutil
 import subprocess
 import sys
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
@@ -43,6 +45,16 @@ def write_texts(path, *how):
     path.write_text("".join(t + "\n" for t in texts(*how)))
 
 
+def ship(trained, here):
+    """Copies a dictionary, weights as float16: half the size, read as float32."""
+    here.mkdir(exist_ok=True)
+    weights = {name: w.astype(np.float16) for name, w in load_file(trained / "sae_weights.safetensors").items()}
+    save_file(weights, here / "sae_weights.safetensors")
+    config = json.loads((trained / "cfg.json").read_text())
+    config["dtype"] = "float16"
+    (here / "cfg.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
 def train(args):
     args.work.mkdir(parents=True, exist_ok=True)
     prompts = args.work / "train.txt"
@@ -51,7 +63,7 @@ def train(args):
     subprocess.run([args.lamina, "transcoder", "train", "--model", "organism", "--prompts", prompts, "-o", out, "--force",
                     *SETTINGS], check=True)
     for folder in sorted(out.glob("layer_*")):
-        shutil.copytree(folder, HERE / folder.name, dirs_exist_ok=True)
+        ship(folder, HERE / folder.name)
 
 
 class Transcoder:
