@@ -12,7 +12,7 @@ using Usage = Cli;
 constexpr const char* kVerbs[] = {
     "info",     "verify", "diff",  "demo",   "record",  "merge",      "generate",
     "tokenize", "lens",   "tune",  "latent", "void",    "eval",       "inflection",
-    "pairs",    "patch",  "edges", "ablate", "bakeoff", "completion", "transcoder", "transcoder train",
+    "pairs",    "patch",  "edges", "ablate", "bakeoff", "completion",
 };
 
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
