@@ -67,6 +67,14 @@ fs::path data_folder() {
   return *found;
 }
 
+fs::path resolve_dictionaries(std::string_view typed) {
+  std::error_code ignored;
+  if (fs::exists(fs::path(typed), ignored)) return typed;
+  const std::optional<fs::path> data = find_data_folder();
+  const fs::path shipped = data ? *data / fs::path(typed) / "transcoders" : fs::path();
+  return data && fs::is_directory(shipped, ignored) ? shipped : fs::path(typed);
+}
+
 std::vector<std::string> shipped_models() {
   std::vector<std::string> names;
   const auto data = find_data_folder();

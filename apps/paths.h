@@ -24,6 +24,10 @@ std::filesystem::path data_folder();
 /// Error if it is neither.
 std::filesystem::path resolve_model(std::string_view typed);
 
+/// Dictionaries as typed: a path, or the name of a model that ships with lamina and has some
+/// ("organism"). What does not exist is left as it is, for its reader to refuse.
+std::filesystem::path resolve_dictionaries(std::string_view typed);
+
 /// Names of the models that ship with lamina; empty if the data folder is missing.
 std::vector<std::string> shipped_models();
 

@@ -40,9 +40,10 @@ def rotate(x, cos, sin):
     return torch.cat((head * cos + swapped * sin, tail), -1) if tail.shape[-1] else head * cos + swapped * sin
 
 
-def hidden(c, w, ids, pos=None, doc=None):
+def hidden(c, w, ids, pos=None, doc=None, mlp=None):
     """ids [B,T] -> residual after the last block [B,T,D].
 
+    mlp: {layer: function [B,T,D] -> [B,T,D]} computed in place of those layers' MLPs, from their normalised input.
     pos [B,T]: positions (default 0..T-1). doc [B,T]: several documents may share a row; a token sees its own only.
     """
     B, T = ids.shape
@@ -82,6 +83,9 @@ def hidden(c, w, ids, pos=None, doc=None):
         if not c["d_mlp"]:
             continue
         x = normalise(c, w, b + "ln2", h)
+        if mlp and l in mlp:
+            h = h + mlp[l](x)
+            continue
         up = x @ w[b + "mlp.W_in"]
         if c["mlp_bias"]:
             up = up + w[b + "mlp.b_in"]

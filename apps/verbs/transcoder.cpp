@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lamina/core/error.h"
+#include "paths.h"
 #include "ui/output.h"
 #include "ui/table.h"
 #include "ui/terminal.h"
@@ -149,7 +150,7 @@ int run_info(const InfoArgs& args) {
   Output out;
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   for (const std::string& path : args.inputs.paths) {
-    const TranscoderSet set = TranscoderSet::open(path, read_options(args.inputs));
+    const TranscoderSet set = TranscoderSet::open(resolve_dictionaries(path), read_options(args.inputs));
     for (std::size_t i = 0; i < set.size(); ++i) {
       const Described d = describe(set, i);
       if (args.json) all.push_back(described_json(d));
@@ -222,9 +223,10 @@ void register_transcoder_info(CLI::App& transcoder, Globals& globals) {
 }
 
 void register_transcoder(CLI::App& app, Globals& globals) {
-  CLI::App* verb = app.add_subcommand("transcoder", "dictionaries of features: evaluate, describe");
+  CLI::App* verb = app.add_subcommand("transcoder", "dictionaries of features: train, evaluate, describe");
   verb->group("Explain");
   verb->require_subcommand(1);
+  register_transcoder_train(*verb, globals);
   register_transcoder_eval(*verb, globals);
   register_transcoder_info(*verb, globals);
 }

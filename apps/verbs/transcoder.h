@@ -10,6 +10,7 @@
 // The parts of `lamina transcoder`: one function per verb below it.
 namespace lamina::cli {
 
+void register_transcoder_train(CLI::App& transcoder, Globals& globals);
 void register_transcoder_eval(CLI::App& transcoder, Globals& globals);
 void register_transcoder_info(CLI::App& transcoder, Globals& globals);
 

@@ -11,6 +11,7 @@
 
 #include "inputs.h"
 #include "lamina/core/error.h"
+#include "paths.h"
 #include "ui/output.h"
 #include "ui/table.h"
 #include "ui/terminal.h"
@@ -39,7 +40,7 @@ std::vector<Transcoder> load_dictionaries(const Args& args, const ActivationSour
   std::vector<Transcoder> all;
   const bool other = args.dictionaries.other_model;
   for (const std::string& path : args.dictionaries.paths) {
-    TranscoderSet set = TranscoderSet::open(path, read_options(args.dictionaries));
+    TranscoderSet set = TranscoderSet::open(resolve_dictionaries(path), read_options(args.dictionaries));
     if (set.cross_layer()) {
       fail("{}: a cross-layer transcoder; eval takes dictionaries of one layer each", path);
     }
