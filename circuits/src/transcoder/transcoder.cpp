@@ -139,10 +139,11 @@ void Transcoder::decode(const SparseRows& z, std::span<const float> x, std::span
 void apply_place(const Model& model, const DictionaryPlace& place, std::span<float> rows) {
   if (!place.norm_weights) return;
   const std::int64_t d = model.config().d_model;
-  std::vector<float> weight(size(d));
+  std::vector<float> weight(size(d)), bias(size(d));
   model.norm_weight(place.site.kind, place.site.layer, weight);
-  // TODO(norm bias): Model::norm_bias is needed for LayerNorm families.
-  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] *= weight[i % size(d)];
+  model.norm_bias(place.site.kind, place.site.layer, bias);
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    rows[i] = rows[i] * weight[i % size(d)] + bias[i % size(d)];
 }
 
 }  // namespace lamina

@@ -68,22 +68,39 @@ void Model::final_norm_weight(std::span<float> out) const {
   for (std::size_t i = 0; i < weight.size(); ++i) out[i] = offset + weight[i];
 }
 
-void Model::norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out) const {
-  const std::vector<float>* weight = nullptr;
+namespace {
+
+// The norm whose normalised site is `kind`; UsageError if the model has none there.
+const NormWeights& norm_at(const ModelConfig& config, const Weights& weights, SiteKind kind,
+                           std::int32_t layer) {
+  const NormWeights* norm = nullptr;
   if (kind == SiteKind::ln_final_normalized) {
-    weight = &weights_->ln_final.weight;
-  } else if (layer >= 0 && layer < config_.n_layers) {
-    const LayerWeights& w = weights_->layers[static_cast<std::size_t>(layer)];
-    if (kind == SiteKind::ln1_normalized) weight = &w.ln1.weight;
-    if (kind == SiteKind::ln1_post_normalized) weight = &w.ln1_post.weight;
-    if (kind == SiteKind::ln2_normalized) weight = &w.ln2.weight;
-    if (kind == SiteKind::ln2_post_normalized) weight = &w.ln2_post.weight;
+    norm = &weights.ln_final;
+  } else if (layer >= 0 && layer < config.n_layers) {
+    const LayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
+    if (kind == SiteKind::ln1_normalized) norm = &w.ln1;
+    if (kind == SiteKind::ln1_post_normalized) norm = &w.ln1_post;
+    if (kind == SiteKind::ln2_normalized) norm = &w.ln2;
+    if (kind == SiteKind::ln2_post_normalized) norm = &w.ln2_post;
   }
-  if (weight == nullptr || weight->empty()) {
-    fail_usage("this {} model has no norm at {}", config_.family, site_name({kind, layer}));
+  if (norm == nullptr || norm->weight.empty()) {
+    fail_usage("this {} model has no norm at {}", config.family, site_name({kind, layer}));
   }
+  return *norm;
+}
+
+}  // namespace
+
+void Model::norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out) const {
+  const std::vector<float>& weight = norm_at(config_, *weights_, kind, layer).weight;
   const auto offset = static_cast<float>(config_.norm_offset);
-  for (std::size_t i = 0; i < weight->size(); ++i) out[i] = offset + (*weight)[i];
+  for (std::size_t i = 0; i < weight.size(); ++i) out[i] = offset + weight[i];
+}
+
+void Model::norm_bias(SiteKind kind, std::int32_t layer, std::span<float> out) const {
+  const std::vector<float>& bias = norm_at(config_, *weights_, kind, layer).bias;
+  std::fill(out.begin(), out.end(), 0.0F);
+  std::copy(bias.begin(), bias.end(), out.begin());
 }
 
 void Model::unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const {

@@ -54,6 +54,8 @@ class Model {
   /// What the norm whose normalised site is `kind` (ln1_normalized, ln1_post_normalized, …)
   /// multiplies by, offset included: out [d_model]. UsageError if the model has no such norm.
   void norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out) const;
+  /// What the same norm adds after multiplying: out [d_model]; zeros for norms without bias.
+  void norm_bias(SiteKind kind, std::int32_t layer, std::span<float> out) const;
   /// Rows first … first + count − 1 of the unembedding matrix: out [count, d_model].
   void unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const;
   /// The weight matrices of one layer, biases and norms aside. UsageError for a layer that is not
