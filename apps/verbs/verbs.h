@@ -27,6 +27,8 @@ void register_patch(CLI::App& app, Globals& globals);
 void register_ablate(CLI::App& app, Globals& globals);
 void register_edges(CLI::App& app, Globals& globals);
 void register_bakeoff(CLI::App& app, Globals& globals);
+void register_circuit(CLI::App& app, Globals& globals);
+void register_graph(CLI::App& app, Globals& globals);
 void register_completion(CLI::App& app, Globals& globals);
 
 }  // namespace lamina::cli

@@ -16,7 +16,7 @@ constexpr std::uintmax_t kMostBytes = std::uintmax_t{4} << 30;
 constexpr std::size_t kMostNodes = 4'000'000;
 constexpr std::int64_t kMostLayers = 100'000;
 
-std::string quoted(const std::string& text) {
+std::string json_text(const std::string& text) {
   return json(text).dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
@@ -74,8 +74,8 @@ std::string node_json(const CircuitNode& n, bool first_logit) {
       R"({{"node_id":{},"feature":{},"layer":"{}","ctx_idx":{},"feature_type":"{}","token_prob":{},)"
       R"("is_target_logit":{},"run_idx":0,"reverse_ctx_idx":0,"jsNodeId":{},"clerp":{},)"
       R"("influence":{},"activation":{})",
-      quoted(n.id), feature, layer, n.position, feature_type(n.kind), number(n.probability),
-      first_logit, quoted(js_id), quoted(label), number(n.influence),
+      json_text(n.id), feature, layer, n.position, feature_type(n.kind), number(n.probability),
+      first_logit, json_text(js_id), json_text(label), number(n.influence),
       n.kind == CircuitNodeKind::feature ? number(n.activation) : "null");
   if (n.kind == CircuitNodeKind::feature || n.kind == CircuitNodeKind::logit)
     out +=
@@ -327,18 +327,18 @@ class Reader {
 std::string circuit_json(const AttributionGraph& graph) {
   std::string out =
       fmt::format(R"({{"metadata":{{"slug":{},"scan":{},"transcoder_list":[],"prompt_tokens":[)",
-                  quoted(graph.slug), quoted(graph.scan));
+                  json_text(graph.slug), json_text(graph.scan));
   for (std::size_t i = 0; i < graph.tokens.size(); ++i)
-    out += (i == 0 ? "" : ",") + quoted(shown(graph.tokens[i]));
+    out += (i == 0 ? "" : ",") + json_text(shown(graph.tokens[i]));
   out += fmt::format(R"(],"prompt":{},"node_threshold":{},"edge_threshold":{},"model":{},)"
                      R"("schema_version":1}},)"
                      "\n"
                      R"("qParams":{{"pinnedIds":[],"supernodes":[)",
-                     quoted(graph.prompt), number(graph.node_share), number(graph.edge_share),
-                     quoted(graph.model));
+                     json_text(graph.prompt), number(graph.node_share), number(graph.edge_share),
+                     json_text(graph.model));
   for (std::size_t i = 0; i < graph.supernodes.size(); ++i) {
-    out += (i == 0 ? "[" : ",[") + quoted(graph.supernodes[i].name);
-    for (const std::string& id : graph.supernodes[i].members) out += "," + quoted(id);
+    out += (i == 0 ? "[" : ",[") + json_text(graph.supernodes[i].name);
+    for (const std::string& id : graph.supernodes[i].members) out += "," + json_text(id);
     out += "]";
   }
   out += "],\"linkType\":\"both\",\"clickedId\":\"\",\"sg_pos\":\"\"},\n\"nodes\":[\n";
@@ -351,7 +351,7 @@ std::string circuit_json(const AttributionGraph& graph) {
     logit = logit || first;
     if (i > 0) out += ",\n";
     out += node_json(n, first);
-    ids.push_back(quoted(n.id));
+    ids.push_back(json_text(n.id));
   }
   out += "\n],\n\"links\":[\n";
   bool any = false;
