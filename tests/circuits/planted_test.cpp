@@ -8,11 +8,10 @@
 #include <map>
 #include <set>
 
+#include "circuits/planted_neurons.h"
 #include "lamina/circuits/graph_prune.h"
-#include "lamina/core/dtype.h"
 #include "lamina/core/error.h"
 #include "lamina/core/prompts.h"
-#include "lamina/core/safetensors.h"
 
 namespace lamina {
 namespace {
@@ -30,44 +29,7 @@ class Planted : public ::testing::Test {
       : folder_(LAMINA_SOURCE_DIR "/data/planted/" + name),
         model_(Model::load(folder_)),
         forward_(model_),
-        transcoders_(neurons()) {}
-
-  // The neurons of every ReLU MLP as features.
-  std::vector<Transcoder> neurons() const {
-    const TensorStore file = open_safetensors(folder_ + "/model.safetensors");
-    const ModelConfig& c = model_.config();
-    const auto floats = [&](std::int32_t layer, const char* name) {
-      const TensorInfo* t = file.find(fmt::format("blocks.{}.mlp.{}", layer, name));
-      std::vector<float> out(t->elements());
-      expand_to_f32(t->dtype, t->bytes, out);
-      return out;
-    };
-    std::vector<Transcoder> all;
-    for (std::int32_t l = 0; l < c.n_layers; ++l) {
-      Transcoder t;
-      t.config = {.name = "neurons",
-                  .model_id = "",
-                  .input = {{SiteKind::resid_mid, l}, false},
-                  .output = {{SiteKind::mlp_out, l}, false},
-                  .d_in = c.d_model,
-                  .d_out = c.d_model,
-                  .features = c.d_mlp,
-                  .activation = FeatureActivation::relu,
-                  .k = 0,
-                  .subtract_decoder_bias = false,
-                  .skip = false};
-      const std::vector<float> in = floats(l, "W_in");  // [D, M]
-      t.encoder.resize(in.size());
-      for (std::int64_t i = 0; i < c.d_model; ++i)
-        for (std::int64_t f = 0; f < c.d_mlp; ++f)
-          t.encoder[size(f * c.d_model + i)] = in[size(i * c.d_mlp + f)];
-      t.encoder_bias = floats(l, "b_in");
-      t.decoder = floats(l, "W_out");  // [M, D]
-      t.decoder_bias = floats(l, "b_out");
-      all.push_back(std::move(t));
-    }
-    return all;
-  }
+        transcoders_(testing::planted_neurons(folder_)) {}
 
   AttributionGraph graph_of(const std::string& text) {
     Replacement replacement(forward_, transcoders_, model_.tokenizer()->encode(text));
