@@ -81,6 +81,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_bakeoff(app, globals);
   register_circuit(app, globals);
   register_graph(app, globals);
+  register_transcoder(app, globals);
   register_completion(app, globals);
   app.footer("`lamina VERB --help` explains a verb. Documentation: docs/ in the source tree.");
 }

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <utility>
 
 #include "lamina/core/error.h"
+#include "lamina/internal/product.h"
 
 namespace lamina {
 namespace {
@@ -38,15 +39,22 @@ FeatureActivation parse_feature_activation(std::string_view name) {
   fail_usage("activation '{}': expected relu, topk, batch_topk or jump_relu", name);
 }
 
-std::string dictionary_place_name(const DictionaryPlace& place) {
-  return site_name(place.site) + (place.norm_weights ? "·w" : "");
-}
-
-void Transcoder::check() const {
+void Transcoder::check_encoder() const {
   const TranscoderConfig& c = config;
+  constexpr std::int64_t kMax = std::int64_t{1} << 31;  // products of two stay within 64 bits
+  for (const auto& [name, value] :
+       {std::pair{"d_in", c.d_in}, {"d_out", c.d_out}, {"features", c.features}}) {
+    if (value < 1 || value >= kMax)
+      fail("{}: {} is {}, expected 1 to {}", c.name, name, value, kMax - 1);
+  }
+  if (c.activation == FeatureActivation::topk && c.k < 1) {
+    fail("{}: k of topk is {}, expected 1 or more", c.name, c.k);
+  }
+  if (c.subtract_decoder_bias && c.d_in != c.d_out) {
+    fail("{}: b_dec has {} values, the input it is subtracted from {}", c.name, c.d_out, c.d_in);
+  }
   check_array(c, "W_enc", encoder, c.features * c.d_in);
   check_array(c, "b_enc", encoder_bias, c.features);
-  check_array(c, "W_dec", decoder, c.features * c.d_out);
   check_array(c, "b_dec", decoder_bias, c.d_out);
   const bool thresholds =
       c.activation == FeatureActivation::jump_relu || c.activation == FeatureActivation::batch_topk;
@@ -54,60 +62,9 @@ void Transcoder::check() const {
   check_array(c, "W_skip", skip, c.skip ? c.d_out * c.d_in : 0);
 }
 
-void Transcoder::pre_activations(std::span<const float> x, std::span<float> u) const {
-  const std::int64_t d = config.d_in, f = config.features;
-  const auto rows = static_cast<std::int64_t>(x.size()) / d;
-  if (x.size() != size(rows * d) || u.size() != size(rows * f)) {
-    fail_usage("{}: {} values in and {} out, expected rows of {} and of {}", config.name, x.size(),
-               u.size(), d, f);
-  }
-  const bool shifted = config.subtract_decoder_bias;
-#pragma omp parallel for schedule(static)
-  for (std::int64_t j = 0; j < f; ++j) {
-    const float* w = encoder.data() + j * d;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      double sum = encoder_bias[size(j)];
-      for (std::int64_t i = 0; i < d; ++i) {
-        const float v = x[size(r * d + i)] - (shifted ? decoder_bias[size(i)] : 0.0F);
-        sum += double{w[i]} * v;
-      }
-      u[size(r * f + j)] = static_cast<float>(sum);
-    }
-  }
-}
-
-SparseRows Transcoder::encode(std::span<const float> x) const {
-  const std::int64_t d = config.d_in, f = config.features;
-  const auto rows = static_cast<std::int64_t>(x.size()) / d;
-  SparseRows out;
-  std::vector<float> u(size(f));
-  std::vector<std::int32_t> order;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    pre_activations(x.subspan(size(r * d), size(d)), u);
-    float least = 0.0F;
-    if (config.activation == FeatureActivation::topk && config.k < f) {
-      order.resize(size(f));
-      std::iota(order.begin(), order.end(), 0);
-      const auto before = [&](std::int32_t a, std::int32_t b) {
-        return u[size(a)] > u[size(b)] || (u[size(a)] == u[size(b)] && a < b);
-      };
-      std::nth_element(order.begin(), order.begin() + config.k, order.end(), before);
-      order.resize(size(config.k));
-      std::sort(order.begin(), order.end());
-    } else {
-      order.resize(size(f));
-      std::iota(order.begin(), order.end(), 0);
-    }
-    for (std::int32_t j : order) {
-      const float bound = threshold.empty() ? least : threshold[size(j)];
-      if (u[size(j)] > bound && u[size(j)] > 0.0F) {
-        out.feature.push_back(j);
-        out.value.push_back(u[size(j)]);
-      }
-    }
-    out.offsets.push_back(static_cast<std::int64_t>(out.feature.size()));
-  }
-  return out;
+void Transcoder::check() const {
+  check_encoder();
+  check_array(config, "W_dec", decoder, config.features * config.d_out);
 }
 
 void Transcoder::decode(const SparseRows& z, std::span<const float> x, std::span<float> y) const {
@@ -125,25 +82,22 @@ void Transcoder::decode(const SparseRows& z, std::span<const float> x, std::span
       const float v = z.value[size(e)];
       for (std::int64_t i = 0; i < d; ++i) out[i] += v * w[i];
     }
-    if (!config.skip) continue;
-    for (std::int64_t i = 0; i < d; ++i) {
-      const float* w = skip.data() + i * config.d_in;
-      double sum = 0;
-      for (std::int64_t c = 0; c < config.d_in; ++c)
-        sum += double{w[c]} * x[size(r * config.d_in + c)];
-      out[i] += static_cast<float>(sum);
+  }
+  if (!config.skip) return;
+  // The skip on the engine's kernels, a block of outputs at a time.
+  constexpr std::int64_t kBlock = 256;
+  internal::Operand weights(std::min(d, kBlock), config.d_in);
+  std::vector<float> part(size(rows * kBlock));
+  for (std::int64_t first = 0; first < d; first += kBlock) {
+    const std::int64_t count = std::min(kBlock, d - first);
+    weights.set(skip.data() + first * config.d_in, count);
+    internal::product(x.data(), config.d_in, rows, weights, part.data(), kBlock);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        y[size(r * d + first + i)] += part[size(r * kBlock + i)];
+      }
     }
   }
-}
-
-void apply_place(const Model& model, const DictionaryPlace& place, std::span<float> rows) {
-  if (!place.norm_weights) return;
-  const std::int64_t d = model.config().d_model;
-  std::vector<float> weight(size(d)), bias(size(d));
-  model.norm_weight(place.site.kind, place.site.layer, weight);
-  model.norm_bias(place.site.kind, place.site.layer, bias);
-  for (std::size_t i = 0; i < rows.size(); ++i)
-    rows[i] = rows[i] * weight[i % size(d)] + bias[i % size(d)];
 }
 
 }  // namespace lamina

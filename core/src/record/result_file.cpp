@@ -175,6 +175,11 @@ void ResultFile::dataset(std::string_view name, std::span<const std::string> dim
   impl_->add_dataset(name, dimensions, values, description, units);
 }
 void ResultFile::dataset(std::string_view name, std::span<const std::string> dimensions,
+                         std::span<const std::int64_t> values, std::string_view description,
+                         std::string_view units) {
+  impl_->add_dataset(name, dimensions, values, description, units);
+}
+void ResultFile::dataset(std::string_view name, std::span<const std::string> dimensions,
                          std::span<const std::uint8_t> values, std::string_view description,
                          std::string_view units) {
   impl_->add_dataset(name, dimensions, values, description, units);

@@ -35,8 +35,13 @@ struct DictionaryPlace {
 };
 /// "blocks.3.ln2.hook_normalized", with "·w" behind it if the norm's weights are applied.
 std::string dictionary_place_name(const DictionaryPlace& place);
-/// The values [rows, width] of a place from those of its site, in place. UsageError if weights are
-/// asked of a site that is no norm.
+/// The place with this name, as TransformerLens, SAELens and circuit-tracer write it:
+/// "blocks.3.hook_resid_mid", with "·w" as above, "blocks.3.mlp.hook_in" (the norm with its
+/// weights) or, with `layer` ≥ 0, only what follows "blocks.3.". UsageError for names that are
+/// none.
+DictionaryPlace parse_dictionary_place(std::string_view name, std::int32_t layer = -1);
+/// The values [rows, width] of a place from those of its site, in place: times the norm's weight,
+/// plus its bias. UsageError if weights are asked of a site that is no norm.
 void apply_place(const Model& model, const DictionaryPlace& place, std::span<float> rows);
 
 struct TranscoderConfig {
@@ -71,15 +76,31 @@ struct Transcoder {
   std::vector<float> threshold;     // [F]; jump_relu, and batch_topk (all equal); else empty
   std::vector<float> skip;          // W_skip [D_out, D_in]; empty without
 
-  /// Error naming the first array whose size is not that of `config`, with both, and for values
-  /// that are not finite.
+  /// Error for sizes and settings of `config` that cannot be, naming the first array whose size is
+  /// not that of `config`, with both, and for values that are not finite.
   void check() const;
+  /// The same without W_dec.
+  void check_encoder() const;
   /// x [N, D_in] → u [N, F].
   void pre_activations(std::span<const float> x, std::span<float> u) const;
-  /// x [N, D_in] → the active features.
+  /// x [N, D_in] → the active features. Needs memory for the result and a few blocks of
+  /// pre-activations, never for [N, F]. In both, a row's values are the same bit for bit whatever
+  /// the other rows and however many threads.
   SparseRows encode(std::span<const float> x) const;
   /// y [N, D_out] of features z; x [N, D_in] is read only if there is a skip.
   void decode(const SparseRows& z, std::span<const float> x, std::span<float> y) const;
+  /// The same dictionary with `subtract_decoder_bias` folded into b_enc: b_enc − W_enc b_dec.
+  Transcoder without_subtraction() const;
 };
+
+/// Error, with both names, for a dictionary whose file names another model. Compared is what follows
+/// the last '/', without case; "gpt2-small" is "gpt2"; the model's name may go on after a dot.
+void require_same_model(const TranscoderConfig& config, std::string_view model_id);
+
+/// Makes `config` one of `model`'s: a norm that two sublayers share is named as the model names it.
+/// Error, with both values, for layers and sites that the model lacks, for widths that are not
+/// theirs, for an output place behind a norm of its own, and, unless `other_model`, for a
+/// dictionary whose file names another model.
+void bind_dictionary(TranscoderConfig& config, const Model& model, bool other_model = false);
 
 }  // namespace lamina

@@ -45,6 +45,9 @@ class ResultFile {
                std::span<const std::int32_t> values, std::string_view description,
                std::string_view units);
   void dataset(std::string_view name, std::span<const std::string> dimensions,
+               std::span<const std::int64_t> values, std::string_view description,
+               std::string_view units);
+  void dataset(std::string_view name, std::span<const std::string> dimensions,
                std::span<const std::uint8_t> values, std::string_view description,
                std::string_view units);
   void dataset(std::string_view name, std::span<const std::string> dimensions,

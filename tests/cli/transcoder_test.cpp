@@ -1,0 +1,116 @@
+// lamina transcoder.
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+
+namespace lamina::test {
+namespace {
+
+using nlohmann::json;
+
+class TranscoderVerb : public Cli {
+ protected:
+  TranscoderVerb() {
+    // Short names in command lines.
+    std::filesystem::create_symlink(LAMINA_SOURCE_DIR "/tests/goldens/gpt2", folder() / "gpt2");
+    std::filesystem::create_symlink(LAMINA_SOURCE_DIR "/tests/transcoder/eval", folder() / "d");
+    std::filesystem::create_symlink(LAMINA_SOURCE_DIR "/tests/transcoder/goldens", folder() / "g");
+  }
+  static constexpr const char* kEval =
+      "-q transcoder eval gpt2 --transcoder d/mlp1 d/resid0 d/skip2 --skip 1 --dense 0.5 "
+      "--examples 3 ";
+};
+
+TEST_F(TranscoderVerb, EvalFindsTheGoldenNumbersLiveAndRecordedAtAnyThreadCount) {
+  const json expected = json::parse(read_file(folder() / "d/expected.json"));
+  const std::string live =
+      lamina(std::string(kEval) + "--prompts d/prompts.jsonl --together --json");
+  const json got = json::parse(live);
+  EXPECT_EQ(got["tokens"], expected["tokens"]);
+  ASSERT_EQ(got["dictionaries"].size(), 3U);
+  for (const json& one : got["dictionaries"]) {
+    const json& e = expected["dictionaries"][one["name"].get<std::string>()];
+    for (const char* key : {"l0", "explained_variance", "explained_variance_per_token", "mse",
+                            "normalized_mse", "cosine", "norm_ratio"}) {
+      EXPECT_NEAR(one[key].get<double>(), e[key].get<double>(), 2e-6) << key;
+    }
+    EXPECT_EQ(one["dead"], e["dead"]);
+    EXPECT_EQ(one["dense"], e["dense"]);
+    for (const char* key : {"original", "spliced", "zero"}) {
+      EXPECT_NEAR(one["ce"][key].get<double>(), e["ce"][key].get<double>(), 2e-5) << key;
+    }
+  }
+  EXPECT_NEAR(got["together"]["spliced"].get<double>(),
+              expected["together"]["spliced"].get<double>(), 2e-5);
+  EXPECT_EQ(
+      lamina("--threads 1 " + std::string(kEval) + "--prompts d/prompts.jsonl --together --json"),
+      live);
+  EXPECT_EQ(
+      lamina("--threads 2 " + std::string(kEval) + "--prompts d/prompts.jsonl --together --json"),
+      live);
+
+  lamina(
+      "-q record gpt2 --prompts d/prompts.jsonl -o r.h5 --sites "
+      "blocks.1.ln2.hook_normalized,blocks.1.hook_mlp_out,blocks.0.hook_resid_post,"
+      "blocks.2.ln2.hook_normalized,blocks.2.hook_mlp_out");
+  EXPECT_EQ(lamina(std::string(kEval) + "--recordings r.h5 --together --json"), live);
+  // Without the model: what does not need it.
+  const json without = json::parse(lamina(
+      "-q transcoder eval --recordings r.h5 --transcoder d/resid0 --skip 1 --dense 0.5 --json"));
+  json same = got["dictionaries"][1];
+  same.erase("ce");
+  EXPECT_EQ(without["dictionaries"][0], same);
+}
+
+TEST_F(TranscoderVerb, EvalPrintsTablesAndWritesResults) {
+  const std::string text =
+      lamina(std::string(kEval) + "--prompts d/prompts.jsonl -o out.h5 --store-features --show 2");
+  EXPECT_NE(text.find("111 tokens"), std::string::npos) << text;
+  EXPECT_NE(text.find("blocks.1.hook_mlp_out"), std::string::npos);
+  EXPECT_NE(text.find("0.6760"), std::string::npos) << text;  // explained variance of mlp1
+  EXPECT_NE(text.find("strongest features of skip2"), std::string::npos);
+  EXPECT_NE(text.find("«"), std::string::npos);
+  EXPECT_TRUE(std::filesystem::exists(folder() / "out.h5"));
+  expect_error(std::string(kEval) + "--prompts d/prompts.jsonl -o out.h5", 1, "exists already");
+}
+
+TEST_F(TranscoderVerb, InfoSaysWhatFilesHold) {
+  const std::string text = lamina("transcoder info g/topk g/ct_jump_skip g/clt");
+  for (const char* part :
+       {"SAELens, topk", "autoencoder", "blocks.1.hook_resid_post (12 values)", "topk (k = 5)",
+        "circuit-tracer", "skip transcoder", "blocks.0.ln2.hook_normalized·w (12 values)",
+        "jump_relu", "cross-layer transcoder", "40 a layer"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
+  }
+  const json j = json::parse(lamina("transcoder info g/ct_relu --json"));
+  ASSERT_EQ(j.size(), 2U);
+  EXPECT_EQ(j[1]["rebuilds"], "blocks.1.hook_mlp_out");
+  EXPECT_EQ(j[1]["activation"], "relu");
+}
+
+TEST_F(TranscoderVerb, MistakesAreOneLine) {
+  expect_error("transcoder", 2, "verb");
+  expect_error("transcoder eval gpt2 --text a", 2, "--transcoder is required");
+  expect_error("transcoder eval --transcoder d/mlp1", 2,
+               "nothing to read; give MODEL and prompts, or --recordings");
+  expect_error("-q transcoder eval gpt2 --transcoder d/mlp1", 2, "prompts are missing");
+  expect_error("-q transcoder eval gpt2 --transcoder nothing --prompts d/prompts.jsonl", 1,
+               "nothing: no such file or folder");
+  expect_error("-q transcoder eval gpt2 --transcoder g/standard --prompts d/prompts.jsonl", 1,
+               "standard: it reads 12 values at blocks.1.hook_resid_post, model 'gpt2' has 24");
+  expect_error("-q transcoder eval organism --transcoder d/mlp1 --text the", 1,
+               "mlp1: it was trained on model 'gpt2', this one is 'organism'");
+  expect_error("-q transcoder eval gpt2 --transcoder g/clt --prompts d/prompts.jsonl", 1,
+               "a cross-layer transcoder; eval takes dictionaries of one layer each");
+  expect_error(
+      "-q transcoder eval gpt2 --transcoder d/mlp1 --prompts d/prompts.jsonl "
+      "--store-features",
+      2, "--store-features needs -o FILE");
+  expect_error("transcoder info nothing", 1, "nothing: no such file or folder");
+  expect_error("transcoder info g/topk --activation topk", 2, "--activation topk needs --k");
+}
+
+}  // namespace
+}  // namespace lamina::test
