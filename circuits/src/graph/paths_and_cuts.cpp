@@ -14,20 +14,19 @@ using FlowGraph = boost::adjacency_list<
     boost::vecS, boost::vecS, boost::directedS, boost::no_property,
     boost::property<
         boost::edge_capacity_t, double,
-        boost::property<boost::edge_residual_capacity_t, double,
+        boost::property<boost::edge_residual_capacity_t, std::int64_t,
                         boost::property<boost::edge_reverse_t, Traits::edge_descriptor>>>>;
 
-void add_arc(FlowGraph& g, std::size_t from, std::size_t to, double capacity) {
+void add_arc(FlowGraph& g, std::size_t from, std::size_t to, std::int64_t capacity) {
   const auto there = boost::add_edge(from, to, g).first, back = boost::add_edge(to, from, g).first;
   boost::put(boost::edge_capacity, g, there, capacity);
-  boost::put(boost::edge_capacity, g, back, 0.0);
+  boost::put(boost::edge_capacity, g, back, 0);
   boost::put(boost::edge_reverse, g, there, back);
   boost::put(boost::edge_reverse, g, back, there);
 }
 
 // Vertices on the side of `source` after the flow.
-std::vector<std::uint8_t> source_side(FlowGraph& g, std::size_t source, std::size_t sink,
-                                      double least) {
+std::vector<std::uint8_t> source_side(FlowGraph& g, std::size_t source, std::size_t sink) {
   boost::push_relabel_max_flow(g, source, sink);
   std::vector<std::uint8_t> reached(boost::num_vertices(g));
   std::vector<std::size_t> stack{source};
@@ -37,7 +36,7 @@ std::vector<std::uint8_t> source_side(FlowGraph& g, std::size_t source, std::siz
     stack.pop_back();
     for (auto [e, end] = boost::out_edges(v, g); e != end; ++e) {
       const std::size_t to = boost::target(*e, g);
-      if (reached[to] != 0 || boost::get(boost::edge_residual_capacity, g, *e) <= least) continue;
+      if (reached[to] != 0 || boost::get(boost::edge_residual_capacity, g, *e) == 0) continue;
       reached[to] = 1;
       stack.push_back(to);
     }
@@ -75,7 +74,7 @@ CircuitBoostGraph boost_graph(const AttributionGraph& graph) {
     for (std::size_t e = 0; e < in.source.size(); ++e) {
       const double share = std::abs(in.weight[e]) / sum;
       boost::add_edge(static_cast<std::size_t>(in.source[e]), t,
-                      CircuitArc{in.weight[e], share, -std::log(share)}, g);
+                      CircuitArc{in.weight[e], share, 1e-12 - std::log(share)}, g);
     }
   }
   return g;
@@ -144,18 +143,20 @@ CircuitCut edge_cut(const AttributionGraph& graph, std::span<const std::int32_t>
   const auto from = marked(graph, sources, "source"), to = marked(graph, targets, "target");
   check_apart(graph, from, to);
   const std::size_t n = graph.nodes.size();
-  double all = 1.0;
+  // Flows in whole numbers, 2^50 for the sum of all weights: doubles would leave crumbs behind.
+  double all = 0.0;
   for (const IncomingEdges& in : graph.incoming)
     for (float w : in.weight) all += std::abs(w);
+  constexpr std::int64_t kWhole = std::int64_t{1} << 50, kEndless = std::int64_t{1} << 60;
   FlowGraph g(n + 2);
   for (std::size_t i = 0; i < n; ++i) {
-    if (from[i] != 0) add_arc(g, n, i, all);
-    if (to[i] != 0) add_arc(g, i, n + 1, all);
+    if (from[i] != 0) add_arc(g, n, i, kEndless);
+    if (to[i] != 0) add_arc(g, i, n + 1, kEndless);
     for (std::size_t e = 0; e < graph.incoming[i].source.size(); ++e)
       add_arc(g, static_cast<std::size_t>(graph.incoming[i].source[e]), i,
-              std::abs(graph.incoming[i].weight[e]));
+              1 + std::llround(std::abs(graph.incoming[i].weight[e]) / all * kWhole));
   }
-  const auto side = source_side(g, n, n + 1, 1e-12 * all);
+  const auto side = source_side(g, n, n + 1);
   CircuitCut cut;
   for (std::size_t t = 0; t < n; ++t) {
     const IncomingEdges& in = graph.incoming[t];
@@ -173,20 +174,20 @@ CircuitCut node_cut(const AttributionGraph& graph, std::span<const std::int32_t>
   const auto from = marked(graph, sources, "source"), to = marked(graph, targets, "target");
   check_apart(graph, from, to);
   const std::size_t n = graph.nodes.size();
-  const double endless = static_cast<double>(n) + 1.0 + static_cast<double>(graph.edges());
+  const std::int64_t endless = static_cast<std::int64_t>(n) + 1 + graph.edges();
   // Node i is the arc 2i → 2i + 1; only an edge between the ends may be cut itself.
   FlowGraph g(2 * n + 2);
   for (std::size_t i = 0; i < n; ++i) {
     const bool end = from[i] != 0 || to[i] != 0;
-    add_arc(g, 2 * i, 2 * i + 1, end ? endless : 1.0);
+    add_arc(g, 2 * i, 2 * i + 1, end ? endless : 1);
     if (from[i] != 0) add_arc(g, 2 * n, 2 * i, endless);
     if (to[i] != 0) add_arc(g, 2 * i + 1, 2 * n + 1, endless);
     for (std::int32_t s : graph.incoming[i].source) {
       const bool direct = from[static_cast<std::size_t>(s)] != 0 && to[i] != 0;
-      add_arc(g, 2 * static_cast<std::size_t>(s) + 1, 2 * i, direct ? 1.0 : endless);
+      add_arc(g, 2 * static_cast<std::size_t>(s) + 1, 2 * i, direct ? 1 : endless);
     }
   }
-  const auto side = source_side(g, 2 * n, 2 * n + 1, 0.5);
+  const auto side = source_side(g, 2 * n, 2 * n + 1);
   CircuitCut cut;
   for (std::size_t t = 0; t < n; ++t) {
     if (side[2 * t] != 0 && side[2 * t + 1] == 0) cut.nodes.push_back(static_cast<std::int32_t>(t));

@@ -16,7 +16,7 @@ namespace lamina {
 struct CircuitArc {
   double weight = 0.0;
   double share = 0.0;
-  double distance = 0.0;  // −log share: the strongest path is the shortest
+  double distance = 0.0;  // −log share + 1e-12 (above 0): the strongest path is the shortest
 };
 /// Vertices are node indices.
 using CircuitBoostGraph = boost::adjacency_list<boost::vecS, boost::vecS, boost::bidirectionalS,
