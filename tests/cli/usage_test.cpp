@@ -10,9 +10,9 @@ namespace {
 using Usage = Cli;
 
 constexpr const char* kVerbs[] = {
-    "info",     "verify", "diff",  "demo",   "record",  "merge",      "generate",
-    "tokenize", "lens",   "tune",  "latent", "void",    "eval",       "inflection",
-    "pairs",    "patch",  "edges", "ablate", "bakeoff", "completion",
+    "info",  "verify", "diff",    "demo",       "record",  "merge",      "generate", "tokenize",
+    "lens",  "tune",   "latent",  "void",       "eval",    "inflection", "pairs",    "patch",
+    "edges", "ablate", "bakeoff", "completion", "circuit", "graph",
 };
 
 TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
