@@ -20,6 +20,7 @@ from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.graph import compute_graph_scores, prune_graph
 from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
 from circuit_tracer.transcoder.activation_functions import JumpReLU, TopK
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
 from safetensors.torch import save_file
 from transformer_lens import HookedTransformerConfig
@@ -36,6 +37,7 @@ CASES = {  # name: model, input hook, output hook, activation, skip, features ke
     "llama_skip": ("llama2", "hook_resid_mid", "hook_mlp_out", "topk", True, None),
     "llama_some": ("llama2", "mlp.hook_in", "mlp.hook_out", "relu", False, 40),
     "gemma2": ("gemma2", "ln2.hook_normalized", "hook_mlp_out", "jump_relu", False, None),
+    "llama_cross": ("llama2", "hook_resid_mid", "hook_mlp_out", "cross", False, None),
     "gpt2": ("gpt2", "mlp.hook_in", "hook_mlp_out", "relu", False, None),
 }
 IDS = [7, 21, 3, 58, 90, 11]
@@ -86,6 +88,16 @@ def random_transcoders(d, kind, skip, generator):
     return out
 
 
+def random_cross_layer(d, hook_in, hook_out, generator):
+    t = CrossLayerTranscoder(3, FEATURES, d, "jump_relu", lazy_decoder=False, feature_input_hook=hook_in,
+                             feature_output_hook=hook_out, scan="test", device=torch.device("cpu"), dtype=torch.float32)
+    with torch.no_grad():
+        for name, p in t.named_parameters():
+            p.copy_((d**-0.5 if "W_" in name else 0.3) * torch.randn(p.shape, generator=generator))
+        t.activation_function.threshold.abs_()
+    return t
+
+
 def make(case, folder):
     name, hook_in, hook_out, kind, skip, kept = CASES[case]
     hf = AutoModelForCausalLM.from_pretrained(HERE.parent / "goldens" / name, dtype=torch.float32,
@@ -93,7 +105,11 @@ def make(case, folder):
     cfg = config_of(name, hf.config)
     convert = {"llama2": convert_llama_weights, "gemma2": convert_gemma_weights, "gpt2": convert_gpt2_weights}[name]
     generator = torch.Generator().manual_seed(sum(map(ord, case)))
-    ts = random_transcoders(cfg.d_model, kind, skip, generator)
+    if kind == "cross":
+        chosen = random_cross_layer(cfg.d_model, hook_in, hook_out, generator)
+    else:
+        ts = random_transcoders(cfg.d_model, kind, skip, generator)
+        chosen = TranscoderSet(ts, hook_in, hook_out, scan="test")
     model = TransformerLensReplacementModel(cfg, tokenizer=None)
     state = convert(hf, cfg)
     if name == "gpt2" and "unembed.b_U" not in state:
@@ -107,7 +123,7 @@ def make(case, folder):
         ours, theirs = model(ids[None])[0], hf(ids[None]).logits[0]
     print(case, "logits off transformers by", (ours - theirs).abs().max().item())
     assert (ours - theirs).abs().max() < 1e-4
-    model._configure_replacement_model(TranscoderSet(ts, hook_in, hook_out, scan="test"))
+    model._configure_replacement_model(chosen)
     model.tokenizer = Numbers()
     graph = attribute(ids, model, batch_size=4 if kept else 64, update_interval=2, max_feature_nodes=kept)
     nodes, edges, cumulative = prune_graph(graph)
@@ -126,7 +142,11 @@ def make(case, folder):
         "cumulative": cumulative.float(),
         "scores": torch.tensor([replacement, completeness]),
     }
-    for layer, t in ts.items():
+    for layer in range(3) if kind == "cross" else ():  # tensors as circuit-tracer's own files have them
+        tensors |= {f"W_enc_{layer}": chosen.W_enc[layer], f"b_enc_{layer}": chosen.b_enc[layer],
+                    f"b_dec_{layer}": chosen.b_dec[layer], f"W_dec_{layer}": chosen.W_dec[layer],
+                    f"threshold_{layer}": chosen.activation_function.threshold[layer].squeeze(0)}
+    for layer, t in ts.items() if kind != "cross" else ():
         tensors |= {f"{layer}.W_enc": t.W_enc.T, f"{layer}.b_enc": t.b_enc, f"{layer}.W_dec": t.W_dec,
                     f"{layer}.b_dec": t.b_dec}
         if skip:
