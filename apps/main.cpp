@@ -87,6 +87,8 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_ablate(app, globals);
   register_edges(app, globals);
   register_bakeoff(app, globals);
+  register_circuit(app, globals);
+  register_graph(app, globals);
   register_transcoder(app, globals);
   register_codebook(app, globals);
   register_completion(app, globals);

@@ -2,13 +2,13 @@
 # Installs what lamina needs to build, from Debian's own packages, and asks nothing.
 # Does nothing when everything is there. Needs root or sudo otherwise.
 #   scripts/install-deps.sh          what building and testing need
-#   scripts/install-deps.sh --ci     also clang-format, ccache and xarray, as the checks use them
+#   scripts/install-deps.sh --ci     also clang-format, ccache, graphviz and xarray, as the checks use them
 set -eu
 
 packages="cmake ninja-build g++ pkg-config libeigen3-dev libhdf5-dev libboost-graph-dev
   libcli11-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev libgtest-dev libgmock-dev"
 if [ "${1:-}" = "--ci" ]; then
-  packages="$packages clang-format-16 ccache python3-xarray python3-h5netcdf"
+  packages="$packages clang-format-16 ccache graphviz python3-xarray python3-h5netcdf"
 fi
 
 if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then

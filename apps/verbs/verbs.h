@@ -36,6 +36,8 @@ void register_ablate(CLI::App& app, Globals& globals);
 void register_edges(CLI::App& app, Globals& globals);
 void register_bakeoff(CLI::App& app, Globals& globals);
 void register_codebook(CLI::App& app, Globals& globals);
+void register_circuit(CLI::App& app, Globals& globals);
+void register_graph(CLI::App& app, Globals& globals);
 void register_transcoder(CLI::App& app, Globals& globals);
 void register_completion(CLI::App& app, Globals& globals);
 

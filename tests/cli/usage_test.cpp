@@ -25,6 +25,8 @@ constexpr const char* kVerbs[] = {
     "void",
     "eval",
     "inflection",
+    "graph",
+    "circuit",
     "codebook",
     "transcoder info",
     "transcoder eval",

@@ -46,6 +46,11 @@ bool HookTable::writes(SiteKind kind, std::int32_t layer) const {
   return std::any_of(list.begin(), list.end(), [](const Hooks::Entry* e) { return e->writes; });
 }
 
+bool HookTable::wanted_in(std::int32_t layer) const {
+  const auto first = table_.begin() + static_cast<std::ptrdiff_t>(slot(SiteKind{}, layer));
+  return std::any_of(first, first + kKinds, [](const List& list) { return !list.empty(); });
+}
+
 void HookTable::fire(SiteKind kind, std::int32_t layer, const Batch& batch,
                      std::span<float> values) const {
   for (const Hooks::Entry* entry : at(kind, layer)) {

@@ -16,6 +16,8 @@ class HookTable {
 
   bool wanted(SiteKind kind, std::int32_t layer) const { return !at(kind, layer).empty(); }
   bool writes(SiteKind kind, std::int32_t layer) const;
+  /// Whether any site of this layer is hooked.
+  bool wanted_in(std::int32_t layer) const;
 
   /// Fires the hooks of a token site; `values` is [tokens, row].
   void fire(SiteKind kind, std::int32_t layer, const Batch& batch, std::span<float> values) const;

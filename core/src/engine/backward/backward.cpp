@@ -24,6 +24,10 @@ const float* data_or_null(const std::vector<float>& values) {
   return values.empty() ? nullptr : values.data();
 }
 
+bool all_zero(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), [](float v) { return v == 0.0f; });
+}
+
 std::string tensor(std::int32_t layer, const char* name) {
   return std::to_string(layer) + "." + name;
 }
@@ -343,7 +347,12 @@ void Backward::Impl::run() {
   }
   norms.clear();
   final_norm();
-  for (auto s = tape->steps.rbegin(); s != tape->steps.rend(); ++s) step(*s);
+  for (auto s = tape->steps.rbegin(); s != tape->steps.rend(); ++s) {
+    // Seeds that begin in the middle: nothing has arrived here, and nobody looks.
+    const bool silent =
+        !wants_norms && !*read_points && !hooks->wanted_in(s->step.layer) && all_zero(x);
+    if (!silent) step(*s);
+  }
   embedding();
   norms_in_order = wants_norms ? norms.in_order(config) : std::vector<ParameterNorm>{};
 }
@@ -464,9 +473,13 @@ void Backward::Impl::attention(const Tape::Impl::Step& s) {
   linear_norm(layer, "q", w.q, inputs, q);
   linear_norm(layer, "k", w.k, inputs, kv_k);
   linear_norm(layer, "v", w.v, inputs, kv_v);
-  times(q, w.q, reading);
-  times(kv_k, w.k, part);
-  kernels::add(reading.data(), part.data(), tokens * config.d_model);
+  if (rules->frozen_pattern && all_zero(q) && all_zero(kv_k)) {
+    std::fill(reading.begin(), reading.end(), 0.0f);
+  } else {
+    times(q, w.q, reading);
+    times(kv_k, w.k, part);
+    kernels::add(reading.data(), part.data(), tokens * config.d_model);
+  }
   times(kv_v, w.v, part);
   kernels::add(reading.data(), part.data(), tokens * config.d_model);
 }
