@@ -55,9 +55,6 @@ int run_circuit(const Args& args, const Globals& globals) {
     if (!path.empty()) check_writable(path, args.output.force);
   const Model model = load_model(args.model);
   TranscoderSet set = TranscoderSet::open(args.transcoders);
-  if (set.cross_layer() != nullptr)
-    fail("{}: a cross-layer transcoder; attribution graphs need one transcoder a layer",
-         args.transcoders);
   set.bind(model, args.other_model);
   std::vector<Transcoder> transcoders;
   for (std::size_t i = 0; i < set.size(); ++i) transcoders.push_back(set.load(i));
@@ -68,7 +65,10 @@ int run_circuit(const Args& args, const Globals& globals) {
 
   const auto start = std::chrono::steady_clock::now();
   Forward forward(model);
-  Replacement replacement(forward, transcoders, prompt.ids, args.replacement);
+  Replacement replacement =
+      set.cross_layer() != nullptr
+          ? Replacement(forward, *set.cross_layer(), prompt.ids, args.replacement)
+          : Replacement(forward, transcoders, prompt.ids, args.replacement);
   CircuitReport report;
   report.active = std::ssize(replacement.features());
   for (std::int32_t l = 0; l < model.config().n_layers; ++l)
@@ -96,8 +96,10 @@ int run_circuit(const Args& args, const Globals& globals) {
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.settings = {
       {"model", model.id()},
-      {"transcoders", fmt::format("{} of {} layers, {}", transcoders.size(),
-                                  model.config().n_layers, args.transcoders)},
+      {"transcoders",
+       set.cross_layer() != nullptr ? "cross-layer, " + args.transcoders
+                                    : fmt::format("{} of {} layers, {}", transcoders.size(),
+                                                  model.config().n_layers, args.transcoders)},
       {"prompt", clip(escape_controls(report.whole.prompt), 200)},
       {"targets", fmt::format("logits up to {} of the probability, at most {}; at most {} features",
                               options.logit_share, options.max_logits,

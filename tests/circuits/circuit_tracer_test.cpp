@@ -4,13 +4,16 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "lamina/circuits/attribution_graph.h"
 #include "lamina/circuits/graph_prune.h"
 #include "lamina/core/dtype.h"
+#include "lamina/core/error.h"
 #include "lamina/core/safetensors.h"
+#include "support/tiny_model.h"
 
 namespace lamina {
 namespace {
@@ -35,6 +38,10 @@ class CircuitTracer : public ::testing::TestWithParam<Case> {
         model_(Model::load(LAMINA_SOURCE_DIR "/tests/goldens/" + std::string(GetParam().model))),
         forward_(model_) {
     const Case& c = GetParam();
+    if (file_.find("W_dec_0") != nullptr) {
+      read_cross_layer();
+      return;
+    }
     for (std::int32_t l = 0; l < model_.config().n_layers; ++l) {
       const std::string at = std::to_string(l) + ".";
       Transcoder t;
@@ -57,6 +64,29 @@ class CircuitTracer : public ::testing::TestWithParam<Case> {
                   .skip = !t.skip.empty()};
       transcoders_.push_back(std::move(t));
     }
+  }
+
+  // The tensors of a cross-layer transcoder in files of its layout.
+  void read_cross_layer() {
+    testing::TempDir folder;  // its files stay mapped
+    for (std::int64_t l = 0; l < model_.config().n_layers; ++l) {
+      for (const bool decoder : {false, true}) {
+        std::vector<std::string> names;
+        for (const char* name : {"W_enc", "b_enc", "b_dec", "threshold"})
+          if (!decoder) names.push_back(fmt::format("{}_{}", name, l));
+        if (decoder) names.push_back(fmt::format("W_dec_{}", l));
+        std::vector<std::vector<float>> values;
+        for (const std::string& name : names) values.push_back(floats(name));
+        std::vector<F32Tensor> tensors;
+        for (std::size_t i = 0; i < names.size(); ++i)
+          tensors.push_back({names[i], file_.find(names[i])->shape, values[i]});
+        write_safetensors(
+            folder.path() / fmt::format("{}_{}.safetensors", decoder ? "W_dec" : "W_enc", l),
+            tensors);
+      }
+    }
+    cross_ =
+        std::make_unique<CrossLayerTranscoder>(folder.path(), "", "hook_resid_mid", "hook_mlp_out");
   }
 
   std::vector<float> floats(const std::string& name) const {
@@ -90,11 +120,15 @@ class CircuitTracer : public ::testing::TestWithParam<Case> {
   Model model_;
   Forward forward_;
   std::vector<Transcoder> transcoders_;
+  std::unique_ptr<CrossLayerTranscoder> cross_;
 };
 
 TEST_P(CircuitTracer, SameGraphSamePruningSameScores) {
   const Case& c = GetParam();
-  Replacement replacement(forward_, transcoders_, integers("ids"), {.constant_first = true});
+  const auto ids = integers("ids");
+  Replacement replacement =
+      cross_ != nullptr ? Replacement(forward_, *cross_, ids, {.constant_first = true})
+                        : Replacement(forward_, transcoders_, ids, {.constant_first = true});
   // Their ranking: 2 batches of 4 features.
   const AttributionGraph graph =
       attribute(replacement, {.max_features = c.features, .rank_every = 8});
@@ -167,6 +201,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"llama_skip", "llama2", SiteKind::resid_mid, false, FeatureActivation::topk},
         Case{"llama_some", "llama2", SiteKind::ln2_normalized, true, FeatureActivation::relu, 40},
         Case{"gemma2", "gemma2", SiteKind::ln2_normalized, false, FeatureActivation::jump_relu},
+        Case{"llama_cross", "llama2", SiteKind::resid_mid, false, FeatureActivation::jump_relu},
         Case{"gpt2", "gpt2", SiteKind::ln2_normalized, true, FeatureActivation::relu}),
     [](const auto& p) { return std::string(p.param.name); });
 

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 
 #include "circuits/random_transcoders.h"
 #include "lamina/circuits/attribution_graph.h"
+#include "support/tiny_model.h"
 
 namespace lamina {
 namespace {
@@ -19,8 +21,9 @@ struct Case {
   std::string folder;
   RandomDictionary kind;
   bool constant_first = false;
+  bool cross_layer = false;
   std::string label() const {
-    return folder + (kind.norm_weights ? "_w" : "") + "_" +
+    return folder + (cross_layer ? "_cross" : "") + (kind.norm_weights ? "_w" : "") + "_" +
            std::string(feature_activation_name(kind.activation)) + (kind.skip ? "_skip" : "") +
            "_in" + std::to_string(static_cast<int>(kind.input)) + (constant_first ? "_first" : "");
   }
@@ -35,8 +38,18 @@ class Linearity : public ::testing::TestWithParam<Case> {
       : model_(Model::load(std::string(LAMINA_SOURCE_DIR "/tests/goldens/") + GetParam().folder)),
         forward_(model_),
         transcoders_(testing::random_transcoders(model_.config(), GetParam().kind, 7)),
-        replacement_(forward_, transcoders_, ids(), {.constant_first = GetParam().constant_first}),
+        replacement_(replacement()),
         graph_(attribute(replacement_, {.max_logits = 5, .batch_tokens = 64})) {}
+
+  Replacement replacement() {
+    const ReplacementOptions options{.constant_first = GetParam().constant_first};
+    if (!GetParam().cross_layer) return Replacement(forward_, transcoders_, ids(), options);
+    testing::TempDir folder;  // its files stay mapped
+    testing::write_random_cross_layer(model_.config(), 24, 5, folder.path());
+    cross_ =
+        std::make_unique<CrossLayerTranscoder>(folder.path(), "", "hook_resid_mid", "hook_mlp_out");
+    return Replacement(forward_, *cross_, ids(), options);
+  }
 
   std::vector<std::int32_t> ids() const {
     std::vector<std::int32_t> out;
@@ -98,6 +111,7 @@ class Linearity : public ::testing::TestWithParam<Case> {
   Model model_;
   Forward forward_;
   std::vector<Transcoder> transcoders_;
+  std::unique_ptr<CrossLayerTranscoder> cross_;
   Replacement replacement_;
   AttributionGraph graph_;
 };
@@ -180,15 +194,15 @@ constexpr RandomDictionary kPlain{.norm_weights = false,
 constexpr RandomDictionary kSkip{.activation = FeatureActivation::topk, .skip = true};
 constexpr RandomDictionary kPre{.input = SiteKind::ln1_normalized, .skip = true};
 
-INSTANTIATE_TEST_SUITE_P(Families, Linearity,
-                         ::testing::Values(Case{"llama3", {}}, Case{"llama3", kMid},
-                                           Case{"llama3", kSkip}, Case{"gemma2", kPlain},
-                                           Case{"gemma2", kSkip}, Case{"gemma3", kMid},
-                                           Case{"gemma3", kPlain, true}, Case{"gpt2", {}},
-                                           Case{"gpt2", kPlain}, Case{"gpt2", kSkip, true},
-                                           Case{"qwen3", {}}, Case{"gpt_neox", {}},
-                                           Case{"gpt_neox", kSkip}, Case{"llama3", kPre}),
-                         [](const auto& p) { return p.param.label(); });
+INSTANTIATE_TEST_SUITE_P(
+    Families, Linearity,
+    ::testing::Values(Case{"llama3", {}}, Case{"llama3", kMid}, Case{"llama3", kSkip},
+                      Case{"gemma2", kPlain}, Case{"gemma2", kSkip}, Case{"gemma3", kMid},
+                      Case{"gemma3", kPlain, true}, Case{"gpt2", {}}, Case{"gpt2", kPlain},
+                      Case{"gpt2", kSkip, true}, Case{"qwen3", {}}, Case{"gpt_neox", {}},
+                      Case{"gpt_neox", kSkip}, Case{"llama3", kPre},
+                      Case{"llama3", kMid, false, true}, Case{"gemma2", kMid, true, true}),
+    [](const auto& p) { return p.param.label(); });
 
 }  // namespace
 }  // namespace lamina

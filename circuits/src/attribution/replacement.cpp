@@ -61,13 +61,25 @@ Freedom parse_freedom(std::string_view name) {
 }
 
 struct Replacement::Impl {
-  Impl(Forward& f, std::span<const Transcoder> given, std::span<const std::int32_t> prompt,
-       const ReplacementOptions& o)
+  Impl(Forward& f, std::span<const Transcoder> given, const CrossLayerTranscoder* across,
+       std::span<const std::int32_t> prompt, const ReplacementOptions& o)
       : forward(f), config(f.model().config()), options(o), ids(prompt.begin(), prompt.end()) {
     check_model(config);
     if (ids.empty()) fail("a replacement model needs a prompt of at least one token");
     tokens = static_cast<std::int64_t>(ids.size());
-    place(given);
+    cross = across;
+    transcoders.assign(size(config.n_layers), nullptr);
+    if (cross != nullptr) {
+      if (cross->layers() != config.n_layers) {
+        fail("a cross-layer transcoder of {} layers, the model has {}", cross->layers(),
+             config.n_layers);
+      }
+      for (std::int64_t l = 0; l < cross->layers(); ++l) place(cross->encoder(l));
+    }
+    for (const Transcoder& t : given) {
+      t.check();
+      place(t);
+    }
     read_prompt();
   }
 
@@ -76,9 +88,9 @@ struct Replacement::Impl {
   ReplacementOptions options;
   std::vector<std::int32_t> ids;
   std::int64_t tokens = 0;
+  const CrossLayerTranscoder* cross = nullptr;
   std::vector<const Transcoder*> transcoders;  // [layer], nullptr without
   std::vector<ActiveFeature> features;
-  std::vector<std::int64_t> first_feature;  // [layer + 1] into features
 
   // Of the prompt's own run.
   std::map<Site, std::vector<float>> scales;           // [T]
@@ -94,7 +106,12 @@ struct Replacement::Impl {
     std::vector<float> normalized;  // [rows, D] over the final denominator
   };
 
-  void place(std::span<const Transcoder> given);
+  void place(const Transcoder& t);
+  std::int32_t first_writer(std::int32_t target) const { return cross != nullptr ? 0 : target; }
+  void write_rows(std::int32_t layer, std::int32_t target,
+                  std::span<const std::int32_t> features_of, std::span<float> out) const;
+  void decode(std::int32_t target, std::span<const SparseRows> z, std::span<const float> x,
+              std::span<float> y) const;
   void read_prompt();
   bool has_mlp() const { return config.d_mlp > 0; }
   void watch(Hooks& hooks, Values& values) const;
@@ -106,37 +123,56 @@ struct Replacement::Impl {
                                    Freedom freedom) const;
 };
 
-void Replacement::Impl::place(std::span<const Transcoder> given) {
-  transcoders.assign(size(config.n_layers), nullptr);
-  for (const Transcoder& t : given) {
-    const TranscoderConfig& c = t.config;
-    t.check();
-    const std::int32_t layer = c.output.site.layer;
-    if (c.output.site.kind != SiteKind::mlp_out) {
-      fail_usage("{}: rebuilds {}, a replacement model needs one of hook_mlp_out", c.name,
-                 dictionary_place_name(c.output));
-    }
-    if (layer < 0 || layer >= config.n_layers || !has_mlp()) {
-      fail_usage("{}: rebuilds {}, the model has {} layers with an MLP", c.name,
-                 site_name(c.output.site), has_mlp() ? config.n_layers : 0);
-    }
-    const SiteKind in = c.input.site.kind;
-    const bool readable = in == SiteKind::resid_pre || in == SiteKind::resid_mid ||
-                          in == SiteKind::ln1_normalized || in == SiteKind::ln2_normalized;
-    if (!readable || c.input.site.layer != layer) {
-      fail_usage(
-          "{}: reads {}, a replacement model needs the residual stream or a norm of layer {}",
-          c.name, dictionary_place_name(c.input), layer);
-    }
-    if (c.d_in != config.d_model || c.d_out != config.d_model) {
-      fail("{}: reads {} values and rebuilds {}, the model's width is {}", c.name, c.d_in, c.d_out,
-           config.d_model);
-    }
-    if (transcoders[size(layer)] != nullptr) {
-      fail_usage("{} and {}: both rebuild {}", transcoders[size(layer)]->config.name, c.name,
-                 site_name(c.output.site));
-    }
-    transcoders[size(layer)] = &t;
+void Replacement::Impl::place(const Transcoder& t) {
+  const TranscoderConfig& c = t.config;
+  const std::int32_t layer = c.output.site.layer;
+  if (c.output.site.kind != SiteKind::mlp_out) {
+    fail_usage("{}: rebuilds {}, a replacement model needs one of hook_mlp_out", c.name,
+               dictionary_place_name(c.output));
+  }
+  if (layer < 0 || layer >= config.n_layers || !has_mlp()) {
+    fail_usage("{}: rebuilds {}, the model has {} layers with an MLP", c.name,
+               site_name(c.output.site), has_mlp() ? config.n_layers : 0);
+  }
+  const SiteKind in = c.input.site.kind;
+  const bool readable = in == SiteKind::resid_pre || in == SiteKind::resid_mid ||
+                        in == SiteKind::ln1_normalized || in == SiteKind::ln2_normalized;
+  if (!readable || c.input.site.layer != layer) {
+    fail_usage("{}: reads {}, a replacement model needs the residual stream or a norm of layer {}",
+               c.name, dictionary_place_name(c.input), layer);
+  }
+  if (c.d_in != config.d_model || c.d_out != config.d_model) {
+    fail("{}: reads {} values and rebuilds {}, the model's width is {}", c.name, c.d_in, c.d_out,
+         config.d_model);
+  }
+  if (transcoders[size(layer)] != nullptr) {
+    fail_usage("{} and {}: both rebuild {}", transcoders[size(layer)]->config.name, c.name,
+               site_name(c.output.site));
+  }
+  transcoders[size(layer)] = &t;
+}
+
+void Replacement::Impl::write_rows(std::int32_t layer, std::int32_t target,
+                                   std::span<const std::int32_t> features_of,
+                                   std::span<float> out) const {
+  if (cross != nullptr) {
+    cross->decoder_rows(layer, target, features_of, out);
+    return;
+  }
+  const std::int64_t d = config.d_model;
+  for (std::size_t i = 0; i < features_of.size(); ++i) {
+    const float* w = transcoders[size(layer)]->decoder.data() + features_of[i] * d;
+    std::copy_n(w, d, out.data() + i * size(d));
+  }
+}
+
+// y [rows, D] of MLP `target`, z by layer, x what its dictionary reads.
+void Replacement::Impl::decode(std::int32_t target, std::span<const SparseRows> z,
+                               std::span<const float> x, std::span<float> y) const {
+  if (cross != nullptr) {
+    cross->decode(target, z.first(size(target) + 1), y);
+  } else {
+    transcoders[size(target)]->decode(z[size(target)], x, y);
   }
 }
 
@@ -228,7 +264,10 @@ void Replacement::Impl::read_prompt() {
   watch(hooks, values);
   forward.run(batch, hooks);
 
-  first_feature.assign(1, 0);
+  std::vector<SparseRows> active(size(layers));
+  for (std::int32_t l = 0; l < layers; ++l)
+    if (transcoders[size(l)] != nullptr)
+      active[size(l)] = transcoders[size(l)]->encode(values.inputs[size(l)]);
   for (std::int32_t l = 0; l < layers; ++l) {
     std::vector<float>& e = error[size(l)];
     std::vector<float>& fixed = constant[size(l)];
@@ -236,9 +275,9 @@ void Replacement::Impl::read_prompt() {
     fixed.assign(e.size(), 0.0F);
     if (const Transcoder* t = transcoders[size(l)]) {
       const std::vector<float>& x = values.inputs[size(l)];
-      SparseRows z = t->encode(x);
+      const SparseRows& z = active[size(l)];
       std::vector<float> rebuilt(size(tokens * d));
-      t->decode(z, x, rebuilt);
+      decode(l, active, x, rebuilt);
       for (std::size_t i = 0; i < e.size(); ++i) {
         e[i] -= rebuilt[i];
         fixed[i] = t->decoder_bias[i % size(d)];
@@ -259,7 +298,6 @@ void Replacement::Impl::read_prompt() {
         e[i] = 0.0F;
       }
     }
-    first_feature.push_back(static_cast<std::int64_t>(features.size()));
   }
   inputs = values.inputs;
   clean = results(1, values).front();
@@ -304,7 +342,8 @@ std::vector<ReplacementRun> Replacement::Impl::pass(std::span<const std::vector<
       const auto factor = static_cast<float>(change.factor);
       if (s < n_features) {
         const ActiveFeature& f = features[size(s)];
-        changes[size(f.layer)].push_back({c * tokens + f.position, &f, factor});
+        for (std::int32_t l = f.layer; l < layers && first_writer(l) <= f.layer; ++l)
+          changes[size(l)].push_back({c * tokens + f.position, &f, factor});
         continue;
       }
       const std::int64_t at = s - n_features, row = c * tokens + at % tokens;
@@ -332,53 +371,54 @@ std::vector<ReplacementRun> Replacement::Impl::pass(std::span<const std::vector<
       for (std::int64_t i = 0; i < d; ++i) y[size(c.row * d + i)] += (c.factor - 1.0F) * e[i];
     }
   };
-  const auto add_feature = [&](const Change& c, float amount, std::span<float> y) {
-    const Transcoder& t = *transcoders[size(c.feature->layer)];
-    const float* w = t.decoder.data() + c.feature->feature * d;
-    for (std::int64_t i = 0; i < d; ++i) y[size(c.row * d + i)] += amount * w[i];
+  std::vector<float> row(size(d));
+  std::vector<SparseRows> active(size(layers));  // of a constrained run
+  // What a changed feature writes to a layer's MLP output, in the place of what it writes now.
+  const auto add_features = [&](std::int32_t l, std::span<float> y) {
+    for (const Change& c : changes[size(l)]) {
+      if (c.feature == nullptr) continue;
+      const ActiveFeature& f = *c.feature;
+      float now = f.activation;
+      if (freedom != Freedom::direct) {
+        const bool all = freedom == Freedom::constrained;
+        const SparseRows one =
+            all ? SparseRows{}
+                : transcoders[size(f.layer)]->encode(
+                      std::span(values.inputs[size(f.layer)]).subspan(size(c.row * d), size(d)));
+        const SparseRows& z = all ? active[size(f.layer)] : one;
+        const std::int64_t at = all ? c.row : 0;
+        now = 0.0F;
+        for (std::int64_t i = z.offsets[size(at)]; i < z.offsets[size(at + 1)]; ++i)
+          if (z.feature[size(i)] == f.feature) now = z.value[size(i)];
+      }
+      write_rows(f.layer, l, std::span(&f.feature, 1), row);
+      const float amount = c.factor * f.activation - now;
+      for (std::int64_t i = 0; i < d; ++i) y[size(c.row * d + i)] += amount * row[size(i)];
+    }
   };
   for (std::int32_t l = 0; has_mlp() && l < layers; ++l) {
     if (freedom == Freedom::free && changes[size(l)].empty()) continue;
     hooks.write({SiteKind::mlp_out, l}, [&, l](SiteView& view) {
-      const Transcoder* t = transcoders[size(l)];
       const std::span<float> y = view.values;
-      if (freedom != Freedom::constrained || t == nullptr) {
-        if (freedom != Freedom::free) {
-          for (std::size_t i = 0; i < y.size(); ++i) y[i] = mlp[size(l)][i % mlp[size(l)].size()];
-          add_skip(l, values.inputs[size(l)], true, y);
-        }
-        for (const Change& c : changes[size(l)]) {
-          if (c.feature == nullptr) continue;
-          float now = c.feature->activation;
-          if (freedom == Freedom::free) {
-            const SparseRows z =
-                t->encode(std::span(values.inputs[size(l)]).subspan(size(c.row * d), size(d)));
-            const auto found = std::find(z.feature.begin(), z.feature.end(), c.feature->feature);
-            now = found == z.feature.end() ? 0.0F : z.value[size(found - z.feature.begin())];
-          }
-          add_feature(c, c.factor * c.feature->activation - now, y);
-        }
-        add_errors(l, y);
-        return;
+      const std::vector<float>&own = mlp[size(l)], &e = error[size(l)];
+      if (freedom == Freedom::constrained && transcoders[size(l)] != nullptr) {
+        const std::vector<float>& x = values.inputs[size(l)];
+        active[size(l)] = transcoders[size(l)]->encode(x);
+        decode(l, active, x, y);
+        for (std::size_t i = 0; i < y.size(); ++i) y[i] += e[i % e.size()];
+      } else if (freedom != Freedom::free) {
+        for (std::size_t i = 0; i < y.size(); ++i) y[i] = own[i % own.size()];
+        add_skip(l, values.inputs[size(l)], true, y);
       }
-      const std::vector<float>& x = values.inputs[size(l)];
-      const SparseRows z = t->encode(x);
-      t->decode(z, x, y);
-      const std::vector<float>& e = error[size(l)];
-      for (std::size_t i = 0; i < y.size(); ++i) y[i] += e[i % e.size()];
-      for (const Change& c : changes[size(l)]) {
-        if (c.feature == nullptr) continue;
-        float now = 0.0F;
-        for (std::int64_t i = z.offsets[size(c.row)]; i < z.offsets[size(c.row + 1)]; ++i)
-          if (z.feature[size(i)] == c.feature->feature) now = z.value[size(i)];
-        add_feature(c, c.factor * c.feature->activation - now, y);
-      }
+      add_features(l, y);
       add_errors(l, y);
-      if (!options.constant_first) return;
+      if (freedom != Freedom::constrained || !options.constant_first) return;
       for (std::int64_t c = 0; c < copies; ++c) {
-        const auto row = size(c * tokens * d);
+        const auto first = size(c * tokens * d);
         std::copy_n(constant[size(l)].begin(), d, y.begin() + c * tokens * d);
-        add_skip(l, std::span(x).subspan(row, size(d)), false, y.subspan(row, size(d)));
+        if (transcoders[size(l)] != nullptr)
+          add_skip(l, std::span(values.inputs[size(l)]).subspan(first, size(d)), false,
+                   y.subspan(first, size(d)));
       }
     });
   }
@@ -388,7 +428,11 @@ std::vector<ReplacementRun> Replacement::Impl::pass(std::span<const std::vector<
 
 Replacement::Replacement(Forward& forward, std::span<const Transcoder> transcoders,
                          std::span<const std::int32_t> ids, const ReplacementOptions& options)
-    : impl_(std::make_unique<Impl>(forward, transcoders, ids, options)) {}
+    : impl_(std::make_unique<Impl>(forward, transcoders, nullptr, ids, options)) {}
+Replacement::Replacement(Forward& forward, const CrossLayerTranscoder& transcoder,
+                         std::span<const std::int32_t> ids, const ReplacementOptions& options)
+    : impl_(std::make_unique<Impl>(forward, std::span<const Transcoder>(), &transcoder, ids,
+                                   options)) {}
 Replacement::~Replacement() = default;
 Replacement::Replacement(Replacement&&) noexcept = default;
 
@@ -441,14 +485,23 @@ std::vector<float> Replacement::source_vector(std::int64_t source) const {
   std::vector<float> out(size(d));
   if (source < n_features) {
     const ActiveFeature& f = s.features[size(source)];
-    const float* w = s.transcoders[size(f.layer)]->decoder.data() + f.feature * d;
-    for (std::int64_t i = 0; i < d; ++i) out[size(i)] = f.activation * w[i];
+    s.write_rows(f.layer, f.layer, std::span(&f.feature, 1), out);
+    for (float& v : out) v *= f.activation;
     return out;
   }
   const std::int64_t at = source - n_features, layer = at / s.tokens, position = at % s.tokens;
   const std::vector<float>& rows = layer < s.config.n_layers ? s.error[size(layer)] : s.embed;
   if (!rows.empty()) std::copy_n(rows.begin() + position * d, d, out.begin());
   return out;
+}
+
+std::int32_t Replacement::first_writer(std::int32_t target) const {
+  return impl_->first_writer(target);
+}
+
+void Replacement::write_rows(std::int32_t layer, std::int32_t target,
+                             std::span<const std::int32_t> features, std::span<float> out) const {
+  impl_->write_rows(layer, target, features, out);
 }
 
 double Replacement::unexplained(std::int32_t layer) const {

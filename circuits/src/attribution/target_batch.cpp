@@ -67,15 +67,29 @@ struct TargetBatch::Impl {
 void TargetBatch::Impl::collect() {
   const std::span<const ActiveFeature> features = replacement.features();
   first.assign(size(config.n_layers * tokens + 1), n_features);
-  vectors.resize(size(n_features * d));
-  for (std::int64_t i = n_features; i-- > 0;) {
-    const ActiveFeature& f = features[size(i)];
-    first[size(f.layer * tokens + f.position)] = i;
-    const float* w = replacement.transcoder(f.layer)->decoder.data() + f.feature * d;
-    for (std::int64_t j = 0; j < d; ++j) vectors[size(i * d + j)] = f.activation * w[j];
-  }
+  for (std::int64_t i = n_features; i-- > 0;)
+    first[size(features[size(i)].layer * tokens + features[size(i)].position)] = i;
   // Places without features begin where the next ones do.
   for (std::size_t i = first.size() - 1; i-- > 0;) first[i] = std::min(first[i], first[i + 1]);
+  vectors.resize(size(config.n_layers));
+  std::vector<std::int32_t> numbers;
+  for (std::int32_t target = 0; target < config.n_layers; ++target) {
+    const std::int32_t writer = replacement.first_writer(target);
+    const std::int64_t begin = first[size(writer * tokens)];
+    std::vector<float>& all = vectors[size(target)];
+    all.resize(size((first[size((target + 1) * tokens)] - begin) * d));
+    for (std::int32_t l = writer; l <= target; ++l) {
+      const std::int64_t from = first[size(l * tokens)], to = first[size((l + 1) * tokens)];
+      numbers.clear();
+      for (std::int64_t i = from; i < to; ++i) numbers.push_back(features[size(i)].feature);
+      const std::span<float> rows_of =
+          std::span(all).subspan(size((from - begin) * d), size((to - from) * d));
+      if (!numbers.empty()) replacement.write_rows(l, target, numbers, rows_of);
+      for (std::int64_t i = from; i < to; ++i)
+        for (std::int64_t j = 0; j < d; ++j)
+          rows_of[size((i - from) * d + j)] *= features[size(i)].activation;
+    }
+  }
 }
 
 void TargetBatch::Impl::through_norm(SiteKind scale_kind, std::int32_t layer, std::int64_t position,
@@ -119,12 +133,16 @@ void TargetBatch::Impl::contract(std::int32_t layer, std::span<const float> grad
     Eigen::Map<Matrix, 0, Eigen::OuterStride<>>(rows.data() + one, count, 1, to).noalias() =
         g * Eigen::Map<const Eigen::VectorXf>(errors.data() + p * d, d);
     if (embedding) continue;
-    const std::int64_t begin = first[size(layer * tokens + p)];
-    const std::int64_t n = first[size(layer * tokens + p + 1)] - begin;
-    if (n == 0) continue;
-    const Eigen::Map<const Matrix> v(vectors.data() + begin * d, n, d);
-    Eigen::Map<Matrix, 0, Eigen::OuterStride<>>(rows.data() + begin, count, n, to).noalias() =
-        g * v.transpose();
+    const std::int32_t writer = replacement.first_writer(layer);
+    const std::int64_t offset = first[size(writer * tokens)];
+    for (std::int32_t l = writer; l <= layer; ++l) {
+      const std::int64_t begin = first[size(l * tokens + p)];
+      const std::int64_t n = first[size(l * tokens + p + 1)] - begin;
+      if (n == 0) continue;
+      const Eigen::Map<const Matrix> v(vectors[size(layer)].data() + (begin - offset) * d, n, d);
+      Eigen::Map<Matrix, 0, Eigen::OuterStride<>>(rows.data() + begin, count, n, to).noalias() +=
+          g * v.transpose();
+    }
   }
 }
 

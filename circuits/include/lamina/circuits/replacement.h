@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "lamina/circuits/cross_layer.h"
 #include "lamina/circuits/transcoder.h"
 #include "lamina/core/forward.h"
 
@@ -68,6 +69,9 @@ class Replacement {
   /// and models that cannot be replaced; Error for widths that are not the model's.
   Replacement(Forward& forward, std::span<const Transcoder> transcoders,
               std::span<const std::int32_t> ids, const ReplacementOptions& options = {});
+  /// The same with a cross-layer transcoder, which must outlive this object too.
+  Replacement(Forward& forward, const CrossLayerTranscoder& transcoder,
+              std::span<const std::int32_t> ids, const ReplacementOptions& options = {});
   ~Replacement();
   Replacement(Replacement&&) noexcept;
 
@@ -81,10 +85,16 @@ class Replacement {
   std::span<const ActiveFeature> features() const;
   /// F + L·T + T.
   std::int64_t sources() const;
-  /// The dictionary of a layer, nullptr without.
+  /// The dictionary of a layer, nullptr without; of a cross-layer transcoder its encoder.
   const Transcoder* transcoder(std::int32_t layer) const;
-  /// What a source adds to the residual stream: [D] at its place (zeros for errors of layers
-  /// without an MLP and of a constant first token).
+  /// The first layer whose features write to the MLP output of `target`: itself, 0 with a
+  /// cross-layer transcoder.
+  std::int32_t first_writer(std::int32_t target) const;
+  /// Decoder rows of features of `layer` at the MLP output of `target`: out [features, D].
+  void write_rows(std::int32_t layer, std::int32_t target, std::span<const std::int32_t> features,
+                  std::span<float> out) const;
+  /// What a source adds to the residual stream: [D] at its place, of a feature at its own layer
+  /// (zeros for errors of layers without an MLP and of a constant first token).
   std::vector<float> source_vector(std::int64_t source) const;
   std::span<const float> error(std::int32_t layer) const;  // [T, D]
   std::span<const float> embedding() const;                // [T, D]
