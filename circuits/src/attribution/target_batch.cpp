@@ -50,8 +50,9 @@ struct TargetBatch::Impl {
   std::int64_t d = 0, tokens = 0, sources = 0, n_features = 0, copies = 1;
   // Features of a layer and position are sources first[…] … first[… + 1] − 1, [L·T + 1].
   std::vector<std::int64_t> first;
-  std::vector<float> vectors;               // [F, D], what the features add
-  std::vector<float> rows;                  // [copies, sources]
+  std::vector<std::vector<float>>
+      vectors;              // [target layer][F, D], what the features in front of it add
+  std::vector<float> rows;  // [copies, sources]
   std::vector<std::vector<float>> pending;  // [layer]: through a skip, for the layer's input
 
   void collect();
