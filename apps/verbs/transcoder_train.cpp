@@ -14,6 +14,7 @@
 #include "ui/table.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
+#include "verbs/info.h"
 #include "verbs/probe_source.h"
 #include "verbs/transcoder.h"
 

@@ -20,7 +20,7 @@ const fs::path kEval = fs::path(LAMINA_SOURCE_DIR) / "tests/transcoder/eval";
 const char* const kNames[] = {"mlp1", "resid0", "skip2"};
 
 // The golden GPT-2 with its dictionaries and prompts.
-struct Setup {
+struct Spliced {
   Model model = Model::load(fs::path(LAMINA_SOURCE_DIR) / "tests/goldens/gpt2");
   Forward forward{model};
   std::vector<Prompt> prompts = read_prompts(kEval / "prompts.jsonl", nullptr, 96);
@@ -30,7 +30,7 @@ struct Setup {
   TranscoderEvalOptions options;
   nlohmann::json expected;
 
-  Setup() {
+  Spliced() {
     for (const char* name : kNames) {
       TranscoderSet set = TranscoderSet::open(kEval / name);
       set.bind(model);
@@ -63,7 +63,7 @@ struct Setup {
 };
 
 TEST(TranscoderEval, FindsWhatTorchFinds) {
-  Setup s;
+  Spliced s;
   const TranscoderEval eval = s.live();
   EXPECT_EQ(eval.tokens(), s.expected["tokens"].get<std::int64_t>());
   for (std::size_t i = 0; i < 3; ++i) {
@@ -105,7 +105,7 @@ TEST(TranscoderEval, FindsWhatTorchFinds) {
 }
 
 TEST(TranscoderEval, SplicesAsTransformersDoes) {
-  Setup s;
+  Spliced s;
   SpliceOptions options;
   options.skip = 1;
   std::vector<SpliceLoss> before;
@@ -136,7 +136,7 @@ TEST(TranscoderEval, SplicesAsTransformersDoes) {
 
 // A dictionary that rebuilds exactly loses nothing: the identity, as features x and −x.
 TEST(TranscoderEval, APerfectDictionaryScoresOne) {
-  Setup s;
+  Spliced s;
   Transcoder t;
   t.config.name = "identity";
   t.config.input = t.config.output = {{SiteKind::resid_post, 1}, false};
@@ -169,7 +169,7 @@ TEST(TranscoderEval, APerfectDictionaryScoresOne) {
 }
 
 TEST(TranscoderEval, LiveRecordedShardedAndBatchesAgree) {
-  Setup s;
+  Spliced s;
   const TranscoderEval live = s.live(), small = s.live(1);
   const std::vector<Site> sites = live.sites(s.model.config());
   TempDir folder;
@@ -244,7 +244,7 @@ TEST(TranscoderEval, ExamplesAreKeptInOrder) {
 }
 
 TEST(TranscoderEval, RefusesWhatCannotBeMeasured) {
-  Setup s;
+  Spliced s;
   using testing::error_of;
   using testing::expect_message;
   s.options.skip = 100;
