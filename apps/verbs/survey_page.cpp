@@ -283,9 +283,20 @@ std::string findings_text(const SurveyFindings& f, const std::vector<LayerLine>&
     }
     double error = 0;
     for (double e : r.debiased_error) error = std::isnan(e) ? error : std::max(error, e);
-    facts.add("alike (CKA ≥ 0.9)",
-              fmt::format("{}; standard error at most {:.3f} ({} minibatches)",
-                          text.empty() ? "no neighbours" : "layers " + text, error, r.minibatches));
+    // One minibatch has no spread to tell the error from.
+    std::string reach = fmt::format("standard error at most {:.3f} ({} minibatches)", error,
+                                    grouped(r.minibatches));
+    if (r.minibatches < 2) {
+      reach = fmt::format("standard error unknown: {} rows make {} of the 2 minibatches it needs",
+                          grouped(r.rows), r.minibatches);
+    }
+    if (r.minibatches == 0)
+      text = "not measured";
+    else if (text.empty())
+      text = "no neighbours";
+    else
+      text = "layers " + text;
+    facts.add("alike (CKA ≥ 0.9)", text + "; " + reach);
   }
   if (s.exits) {
     const ExitResults& r = s.exits->results();

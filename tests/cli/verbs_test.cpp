@@ -271,5 +271,28 @@ TEST_P(Verbs, InfoReadsResultsFiles) {
   expect_error("info cut.h5", 1, "cut.h5");
 }
 
+TEST_P(Verbs, SurveySaysWhatItKnowsAndWhatNot) {
+  const std::string prompts = std::string(" --prompts ") + kPrompts;
+  const std::string json = run("survey organism" + prompts + " --json");
+  EXPECT_EQ(json, lamina("-q --threads 1 survey organism" + prompts + " --json"));
+  const Json parsed = Json::parse(json);
+  EXPECT_EQ(parsed["tokens"], 1154);
+  ASSERT_EQ(parsed["layers"].size(), 6U);
+  EXPECT_EQ(parsed["heads"].size(), 24U);
+  EXPECT_EQ(parsed["layers"][5]["agreement"], 1.0);
+  EXPECT_GT(parsed["layers"][5]["norm"], parsed["layers"][0]["norm"]);
+  EXPECT_TRUE(parsed["left_out"].empty());
+  // Too little text for an estimate is said, not shown as an error of 0.
+  const std::string few = run("survey organism --text the --gradient-tokens 0");
+  EXPECT_NE(few.find("not measured; standard error unknown: 0 rows"), std::string::npos) << few;
+  EXPECT_EQ(few.find("inflection  "), std::string::npos) << few;
+  // Longer prompts are cut, and every piece is read.
+  EXPECT_NE(
+      run("survey organism" + prompts + " --piece 16 --gradient-tokens 0").find("the longest 16"),
+      std::string::npos);
+  expect_error("-q survey organism", 2, "prompts are missing");
+  expect_error("-q survey organism --text the --minibatch 2", 2, "--minibatch");
+}
+
 }  // namespace
 }  // namespace lamina::test
