@@ -76,7 +76,7 @@ class Numbers:
 def random_transcoders(d, kind, skip, generator):
     out = {}
     for layer in range(3):
-        activation = {"relu": torch.nn.functional.relu, "topk": TopK(5), "jump_relu": JumpReLU(torch.zeros(FEATURES), 0.1)}
+        activation = {"relu": torch.nn.functional.relu, "topk": TopK(3), "jump_relu": JumpReLU(torch.zeros(FEATURES), 0.1)}
         t = SingleLayerTranscoder(d, FEATURES, activation[kind], layer, skip_connection=skip)
         with torch.no_grad():
             for name, p in t.named_parameters():
@@ -130,6 +130,8 @@ def make(case, folder):
     replacement, completeness = compute_graph_scores(graph)
     print(f"  {len(graph.selected_features)} features, {len(graph.logit_targets)} logits, {int(nodes.sum())} nodes and "
           f"{int(edges.sum())} edges pruned, replacement {replacement:.4f}, completeness {completeness:.4f}")
+    # Their TopK keeps values below 0 among the k largest, lamina (as SAELens) does not: none here.
+    assert (graph.activation_values > 0).all()
     tensors = {
         "ids": ids.int(),
         "features": graph.active_features[graph.selected_features].int(),
@@ -147,7 +149,7 @@ def make(case, folder):
                     f"b_dec_{layer}": chosen.b_dec[layer], f"W_dec_{layer}": chosen.W_dec[layer],
                     f"threshold_{layer}": chosen.activation_function.threshold[layer].squeeze(0)}
     for layer, t in ts.items() if kind != "cross" else ():
-        tensors |= {f"{layer}.W_enc": t.W_enc.T, f"{layer}.b_enc": t.b_enc, f"{layer}.W_dec": t.W_dec,
+        tensors |= {f"{layer}.W_enc": t.W_enc, f"{layer}.b_enc": t.b_enc, f"{layer}.W_dec": t.W_dec,
                     f"{layer}.b_dec": t.b_dec}
         if skip:
             tensors[f"{layer}.W_skip"] = t.W_skip

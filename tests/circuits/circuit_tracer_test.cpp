@@ -59,7 +59,7 @@ class CircuitTracer : public ::testing::TestWithParam<Case> {
                   .d_out = model_.config().d_model,
                   .features = static_cast<std::int64_t>(t.encoder_bias.size()),
                   .activation = c.activation,
-                  .k = c.activation == FeatureActivation::topk ? 5 : 0,
+                  .k = c.activation == FeatureActivation::topk ? 3 : 0,
                   .subtract_decoder_bias = false,
                   .skip = !t.skip.empty()};
       transcoders_.push_back(std::move(t));

@@ -91,7 +91,7 @@ TEST_F(TranscoderVerb, InfoSaysWhatFilesHold) {
 }
 
 TEST_F(TranscoderVerb, MistakesAreOneLine) {
-  expect_error("transcoder", 2, "verb");
+  expect_error("transcoder", 2, "A subcommand is required; see `lamina transcoder --help`");
   expect_error("transcoder eval gpt2 --text a", 2, "--transcoder is required");
   expect_error("transcoder eval --transcoder d/mlp1", 2,
                "nothing to read; give a model and prompts, or recordings");

@@ -25,12 +25,6 @@ constexpr const char* kVerbs[] = {
     "void",
     "eval",
     "inflection",
-    "graph",
-    "circuit",
-    "codebook",
-    "transcoder info",
-    "transcoder eval",
-    "transcoder",
     "cka",
     "infoplane",
     "clue",
@@ -43,6 +37,13 @@ constexpr const char* kVerbs[] = {
     "edges",
     "ablate",
     "bakeoff",
+    "transcoder",
+    "transcoder train",
+    "transcoder eval",
+    "transcoder info",
+    "codebook",
+    "circuit",
+    "graph",
     "completion",
 };
 
@@ -65,8 +66,12 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
                            "infoplane", "clue", "probe", "effects", "entropy"}) {
     EXPECT_TRUE(at(verb) > read && at(verb) < intervene) << verb;
   }
+  const std::size_t explain = help.find("\nExplain:\n");
+  ASSERT_NE(explain, std::string::npos);
   for (const char* verb : {"pairs", "patch", "edges", "ablate"})
-    EXPECT_GT(at(verb), intervene) << verb;
+    EXPECT_TRUE(at(verb) > intervene && at(verb) < explain) << verb;
+  for (const char* verb : {"transcoder", "codebook", "circuit", "graph"})
+    EXPECT_GT(at(verb), explain) << verb;
   for (const char* option : {"--threads", "--seed", "--quiet", "--color", "--log-level"}) {
     EXPECT_NE(help.find(option), std::string::npos) << option;
   }
