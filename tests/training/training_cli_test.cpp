@@ -84,22 +84,6 @@ TEST_F(TrainCli, EveryVariantTrains) {
   }
 }
 
-TEST_F(TrainCli, CurvesOpenByName) {
-  lamina("-q transcoder train --model organism --prompts prompts.txt -o out --steps 20 " + kSmall);
-  const std::string python =
-      "python3 -c \"import xarray, sys\n"
-      "d = xarray.open_dataset('out/curves.h5', engine='h5netcdf', "
-      "group='analyses/transcoder_training')\n"
-      "assert d.loss.dims == ('dictionary', 'step'), d.loss.dims\n"
-      "assert d.l0.sel(dictionary='layer_3', step=20) > 0\n"
-      "assert d.attrs['loss'] == 'text' and d.attrs['batch'] == 32, d.attrs\n"
-      "print(d.loss.shape)\"";
-  if (shell("python3 -c 'import xarray, h5netcdf'").code != 0) GTEST_SKIP() << "no xarray";
-  const Outcome outcome = shell(python);
-  EXPECT_EQ(outcome.code, 0) << outcome.err;
-  EXPECT_EQ(outcome.out, "(2, 20)\n");
-}
-
 // Killed at any moment, --resume ends at the same bits.
 TEST_F(TrainCli, KillsLoseNothing) {
   const std::string words = "transcoder train --model organism --prompts prompts.txt " + kSmall +

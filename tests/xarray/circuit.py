@@ -1,17 +1,46 @@
-"""Opens what `lamina circuit -o FILE` wrote with xarray's h5netcdf engine, and checks names and numbers.
+"""Runs lamina circuit and graph, opens their results with xarray's h5netcdf engine, by name, and checks the numbers.
 
-    python tests/circuits/open_with_xarray.py results.h5
+    python tests/xarray/circuit.py build/lamina
 
 Influence, replacement and completeness are computed again, densely, from the edges. Needs xarray, h5netcdf, numpy.
 """
+
+import os
+import pathlib
+import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import xarray as xr
 
 
+PROMPTS = pathlib.Path(__file__).resolve().parents[2] / "data/organism/prompts.jsonl"
+
+
 def main():
-    data = xr.open_dataset(sys.argv[1], group="analyses/circuit", engine="h5netcdf")
+    lamina = os.path.abspath(sys.argv[1])
+    with tempfile.TemporaryDirectory() as folder:
+        run = lambda *words: subprocess.run([lamina, "-q", *words], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+        run("transcoder", "train", "--model", "organism", "--prompts", PROMPTS, "-o", "t", "--features", "96", "--batch",
+            "32", "--buffer", "256", "--steps", "20", "--activation", "topk", "--k", "8")
+        run("circuit", "organism", "--transcoders", "t", "--text", "The war lasted from the year 17 32 to 17", "-o", "c.h5",
+            "--whole-graph", "c.json", "--change", "*_err_*=0")
+        run("graph", "c.json", "--prune", "--centrality", "--communities", "-o", "g.h5")
+        check(os.path.join(folder, "c.h5"))
+        changed = xr.open_dataset(os.path.join(folder, "c.h5"), group="/analyses/circuit_change", engine="h5netcdf")
+        assert changed["measured"].dims == ("freedom", "node") and changed["correlation"].dims == ("freedom",)
+        direct = changed.sel(freedom="direct")
+        off = np.abs(direct["measured"] - direct["predicted"])
+        assert float(off.max()) < 1e-4 * float(np.abs(direct["predicted"]).max()), float(off.max())
+        graph = xr.open_dataset(os.path.join(folder, "g.h5"), group="/analyses/graph", engine="h5netcdf")
+        for name in ("betweenness", "in_strength", "out_strength", "community", "influence"):
+            assert graph[name].dims == ("node",), name
+        assert set(graph["node"].values) <= set(changed["node"].values)
+
+
+def check(path):
+    data = xr.open_dataset(path, group="/analyses/circuit", engine="h5netcdf")
     assert data["influence"].dims == ("node",) and data["weight"].dims == ("edge",), data
     assert data["unexplained"].dims == ("layer",)
     for name in data.data_vars:

@@ -1,6 +1,6 @@
 """Opens what `transcoder eval` and `codebook` write with xarray's h5netcdf engine, by name.
 
-    python tests/transcoder/open_with_xarray.py build/lamina
+    python tests/xarray/transcoder.py build/lamina
 
 Needs xarray, h5netcdf, numpy.
 """
