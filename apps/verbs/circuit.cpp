@@ -177,7 +177,7 @@ void register_circuit(CLI::App& app, Globals& globals) {
       ->check(CLI::NonNegativeNumber)
       ->option_text("N");
   verb->add_option("--batch-tokens", a.batch_tokens,
-                   "tokens of the prompt's copies in one backward pass (default 512)")
+                   "tokens of the prompt's copies in one backward pass (default 8192)")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000}))
       ->option_text("N");
   verb->add_flag("--constant-first", args->replacement.constant_first,
