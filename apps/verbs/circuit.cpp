@@ -43,9 +43,9 @@ std::string prompt_text(const Prompt& prompt, const Model& model) {
   return model.tokenizer()->decode(prompt.ids);
 }
 
-void write_file(const std::string& path, bool force, const std::string& text) {
+void write_graph(const std::string& path, bool force, const AttributionGraph& graph) {
   Output file(path, force);
-  file.write(text);
+  circuit_json(graph, [&](std::string_view piece) { file.write(piece); });
   file.close();
   info("wrote {}", path);
 }
@@ -96,10 +96,10 @@ int run_circuit(const Args& args, const Globals& globals) {
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.settings = {
       {"model", model.id()},
-      {"transcoders",
-       set.cross_layer() != nullptr ? "cross-layer, " + args.transcoders
-                                    : fmt::format("{} of {} layers, {}", transcoders.size(),
-                                                  model.config().n_layers, args.transcoders)},
+      {"transcoders", set.cross_layer() != nullptr
+                          ? "cross-layer, " + args.transcoders
+                          : fmt::format("{} of {} layers, {}", transcoders.size(),
+                                        model.config().n_layers, args.transcoders)},
       {"prompt", clip(escape_controls(report.whole.prompt), 200)},
       {"targets", fmt::format("logits up to {} of the probability, at most {}; at most {} features",
                               options.logit_share, options.max_logits,
@@ -109,9 +109,8 @@ int run_circuit(const Args& args, const Globals& globals) {
       {"first token",
        args.replacement.constant_first ? "its MLP outputs are constants" : "as every other"}};
 
-  if (!args.graph.empty()) write_file(args.graph, args.output.force, circuit_json(report.pruned));
-  if (!args.whole_graph.empty())
-    write_file(args.whole_graph, args.output.force, circuit_json(report.whole));
+  if (!args.graph.empty()) write_graph(args.graph, args.output.force, report.pruned);
+  if (!args.whole_graph.empty()) write_graph(args.whole_graph, args.output.force, report.whole);
   if (!args.drawing.empty()) {
     draw_dot(circuit_dot(report.pruned), args.drawing);
     info("wrote {}", args.drawing);

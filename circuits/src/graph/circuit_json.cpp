@@ -16,6 +16,7 @@ using nlohmann::json;
 
 constexpr std::uintmax_t kMostBytes = std::uintmax_t{4} << 30;
 constexpr std::size_t kMostNodes = 4'000'000;
+constexpr std::size_t kPiece = std::size_t{1} << 20;
 constexpr std::int64_t kMostLayers = 100'000;
 
 std::string json_text(const std::string& text) {
@@ -324,7 +325,8 @@ class Reader {
 
 }  // namespace
 
-std::string circuit_json(const AttributionGraph& graph) {
+void circuit_json(const AttributionGraph& graph,
+                  const std::function<void(std::string_view)>& write) {
   std::string out =
       fmt::format(R"({{"metadata":{{"slug":{},"scan":{},"transcoder_list":[],"prompt_tokens":[)",
                   json_text(graph.slug), json_text(graph.scan));
@@ -365,8 +367,17 @@ std::string circuit_json(const AttributionGraph& graph) {
                      in.weight[e]);
       any = true;
     }
+    if (out.size() < kPiece) continue;
+    write(out);
+    out.clear();
   }
-  return out + "\n]}\n";
+  write(out + "\n]}\n");
+}
+
+std::string circuit_json(const AttributionGraph& graph) {
+  std::string out;
+  circuit_json(graph, [&](std::string_view piece) { out += piece; });
+  return out;
 }
 
 AttributionGraph read_circuit_json(const std::filesystem::path& path) {
