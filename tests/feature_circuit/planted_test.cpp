@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <fstream>
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "lamina/circuits/feature_circuit.h"
@@ -49,7 +48,8 @@ class PlantedFeatures : public ::testing::Test {
 
   // What programs.py planted: the heads of layer 0 write `balance` and `first`, the MLP reads them
   // and writes `out`, the logits read `out` at the last position. Everything else moves no logit.
-  bool planted(const FeatureNode& node) const {
+  // The two prompts of a pair begin with the same letter: no comparison of them can show `first`.
+  bool planted(const FeatureNode& node, FeatureBaseline baseline) const {
     if (node.feature == kErrorNode || node.position != -1) return false;
     const std::int64_t slot = node.feature % model_.config().d_model;
     const auto in = [&](const char* part) {
@@ -57,7 +57,9 @@ class PlantedFeatures : public ::testing::Test {
              slot < parts_[part][1].get<std::int64_t>();
     };
     const Site site = dictionaries_[static_cast<std::size_t>(node.dictionary)].config.output.site;
-    if (site == Site{SiteKind::attn_out, 0}) return in("balance") || in("first");
+    if (site == Site{SiteKind::attn_out, 0}) {
+      return in("balance") || (in("first") && baseline != FeatureBaseline::pair);
+    }
     if (site == Site{SiteKind::mlp_out, 0}) return in("out");
     return site.kind == SiteKind::resid_post && in("out");
   }
@@ -78,7 +80,7 @@ TEST_F(PlantedFeatures, TheEffectsFindThem) {
     std::vector<std::uint8_t> known;
     std::int64_t count = 0;
     for (const FeatureNode& node : effects.nodes) {
-      known.push_back(planted(node) ? 1 : 0);
+      known.push_back(planted(node, baseline) ? 1 : 0);
       count += known.back();
     }
     EXPECT_GT(count, 20);
@@ -90,8 +92,6 @@ TEST_F(PlantedFeatures, TheEffectsFindThem) {
     }
     const std::vector<double> exact =
         exact_feature_effects(study, effects.nodes, {.baseline = baseline});
-    for (std::size_t i = 0; i < exact.size(); ++i)
-      if ((known[i] != 0) != (std::abs(exact[i]) > 1e-6)) fmt::print("{} {} {}\n", feature_node_name(effects.nodes[i], dictionaries_), known[i], exact[i]);
     EXPECT_DOUBLE_EQ(auroc(exact, known), 1.0) << feature_baseline_name(baseline);
   }
 }
@@ -101,7 +101,8 @@ TEST_F(PlantedFeatures, TheirCircuitIsFaithfulAndComplete) {
   const FeatureStudy study{forward_, dictionaries_, pairs_, metric_};
   const FeatureEffects effects = feature_effects(study, {.by_position = true});
   std::int64_t count = 0;
-  for (const FeatureNode& node : effects.nodes) count += planted(node) ? 1 : 0;
+  for (const FeatureNode& node : effects.nodes)
+    count += planted(node, FeatureBaseline::pair) ? 1 : 0;
   const FeatureSweep sweep =
       sweep_feature_circuits(study, effects, {}, std::span(&count, 1), ErrorNodes::ranked,
                              {.baseline = FeatureBaseline::pair});
