@@ -27,6 +27,7 @@ constexpr const char* kVerbs[] = {
     "inflection",
     "graph",
     "circuit",
+    "feature-circuit",
     "codebook",
     "transcoder info",
     "transcoder eval",
