@@ -205,6 +205,26 @@ TEST_P(FeatureCircuitGolden, Circuits) {
   }
 }
 
+TEST_P(FeatureCircuitGolden, Edges) {
+  std::vector<FeatureNode> nodes;
+  for (std::size_t d = 0; d < dictionaries_.size(); ++d) {
+    for (const std::int32_t feature : {kErrorNode, 3, 11})
+      nodes.push_back({.dictionary = static_cast<std::int32_t>(d), .feature = feature});
+  }
+  for (const FeatureMethod method : {FeatureMethod::atp, FeatureMethod::ig, FeatureMethod::relp}) {
+    for (const std::int64_t batch : {1, 1000}) {
+      const FeatureEdges edges = feature_edges(study(), {.batch_tokens = batch}, method, nodes);
+      const std::vector<float> want = floats("edges/" + std::string(feature_method_name(method)));
+      ASSERT_EQ(edges.weights.size(), want.size());
+      double scale = 0;
+      for (const float w : want) scale = std::max(scale, double{std::abs(w)});
+      EXPECT_GT(scale, 0.1);
+      for (std::size_t i = 0; i < want.size(); ++i)
+        EXPECT_NEAR(edges.weights[i], want[i], 1e-5 * scale) << i;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, FeatureCircuitGolden, ::testing::Values("gpt2", "gemma2"));
 
 }  // namespace

@@ -14,6 +14,8 @@ do: x = decode(features) + error, features and errors leaves of the graph, gradi
     terms/BASELINE/METHOD/SITE      [position]: what rounding errors are measured against
     exact/BASELINE/SITE             [F + 1] metric clean − metric with the node patched at all positions, of some sites
     keep/SITE                       [F + 1] 1: in a random circuit
+    edges/METHOD                    [to, from], baseline pair: nodes are features 3 and 11 and the error of every site, all positions
+                                    together, and as last `to` the metric; mean over the pairs
     circuit/BASELINE                [4, pair] metric of the circuit, of everything but it, of it with all errors kept, and of nothing
 """
 
@@ -31,6 +33,7 @@ import make_relp_goldens as relp  # noqa: E402
 FEATURES, STEPS, PAIRS, TOKENS = 20, 10, 3, 6
 KINDS = ("hook_attn_out", "hook_mlp_out", "hook_resid_post")
 BASELINES = ("pair", "zero", "mean")
+EDGE_FEATURES = (-1, 3, 11)
 RELP = ["LN-rule", "Identity-rule", "Half-rule"]
 
 
@@ -112,6 +115,41 @@ class Study:
         return total
 
 
+    def edge_gradient(self, ids, sites, clean, down, up, value):
+        """Gradient at the nodes of site `up` of value(x at site `down`; None: the metric), the sites in between held."""
+        z, e = (t.clone().requires_grad_() for t in clean[up])
+        end = len(sites) if down is None else sites.index(down)
+        edits, total = {}, []
+        for site in sites[sites.index(up) + 1:end]:
+            edits[site] = lambda x: x.detach()
+        edits[up] = lambda x: self.dictionaries[up].decode(z) + e
+        if down is not None:
+            edits[down] = lambda x: (total.append(value(x)), x)[1]
+        metric = self.run(ids, edits).sum()
+        total = metric if down is None else total[0]
+        if not total.requires_grad:
+            return None, None
+        return torch.autograd.grad(total, (z, e), allow_unused=True)
+
+
+def edges(study, ids, sites, clean, baseline, gradient):
+    nodes = [(s, f) for s in sites for f in EDGE_FEATURES]
+    out = torch.zeros(len(nodes) + 1, len(nodes), dtype=torch.float64)
+    for t, (down, feature) in enumerate([*nodes, (None, None)]):
+        def value(x):
+            z, e = study.dictionaries[down].state(x)
+            grad_z, grad_e = (g.detach() for g in gradient[down])
+            return (z * grad_z)[..., feature].sum() if feature >= 0 else (e * grad_e).sum()
+        for up in sites[:len(sites) if down is None else sites.index(down)]:
+            grad_z, grad_e = study.edge_gradient(ids, sites, clean, down, up, value)
+            for i, (site, f) in enumerate(nodes):
+                if site != up or grad_z is None:
+                    continue
+                part = ((clean[up][0] - baseline[up][0]) * grad_z)[..., f] if f >= 0 else (clean[up][1] - baseline[up][1]) * grad_e
+                out[t, i] = part.sum() / len(ids)
+    return out
+
+
 def effects(clean, baseline, gradient):
     dz, de = clean[0] - baseline[0], clean[1] - baseline[1]
     features, error = dz * gradient[0], (de * gradient[1]).sum(-1, keepdim=True)
@@ -160,6 +198,14 @@ def golden(name, fork):
             of["ig"] = study.integrated(clean, s, at_clean[s], baseline[s])
             for method, gradient in of.items():
                 out[f"{how}/{method}/{s}"], out[f"terms/{how}/{method}/{s}"] = effects(at_clean[s], baseline[s], gradient)
+        if how == "pair":
+            of = {m: {s: gradients[m][s] for s in sites} for m in ("atp", "relp")}
+            of["ig"] = {s: study.integrated(clean, s, at_clean[s], baseline[s]) for s in sites}
+            for method, gradient in of.items():
+                relp.set_rules(model, RELP if method == "relp" else [])
+                out[f"edges/{method}"] = edges(study, clean, sites, at_clean, baseline, gradient)
+                assert (out[f"edges/{method}"] != 0).sum() > 50, method
+            relp.set_rules(model, [])
         with torch.no_grad():
             for s in sites[::4]:
                 d, measured = dictionaries[s], []

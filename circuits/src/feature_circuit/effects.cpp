@@ -4,7 +4,7 @@
 #include <exception>
 #include <unordered_map>
 
-#include "feature_circuit/states.h"
+#include "feature_circuit/gradients.h"
 #include "lamina/core/error.h"
 
 namespace lamina {
@@ -87,37 +87,18 @@ class Estimate {
         sums_(study.dictionaries.size(), options.methods.size()) {}
 
   void run(const Chunk& chunk) {
-    std::vector<State> corrupted;
-    {
-      SiteCopies copies(model(), study_.dictionaries);
-      Hooks hooks;
-      if (baselines_.needs_corrupted()) copies.watch(hooks);
-      const std::vector<double> metric = pass_.metric_of(chunk, chunk.other, hooks);
-      out_.corrupted.insert(out_.corrupted.end(), metric.begin(), metric.end());
-      if (baselines_.needs_corrupted()) corrupted = copies.states();
-    }
     const bool walks = std::find(options_.methods.begin(), options_.methods.end(),
                                  FeatureMethod::ig) != options_.methods.end();
-    SiteCopies copies(model(), study_.dictionaries);
-    Hooks hooks;
-    copies.watch(hooks);
-    RunState state;
-    const std::vector<double> metric =
-        pass_.metric_of(chunk, chunk.base, hooks, walks ? &state : nullptr);
-    out_.clean.insert(out_.clean.end(), metric.begin(), metric.end());
-    const std::vector<State> clean = copies.states();
-    const std::vector<State> baseline = baselines_.of(chunk, corrupted);
-
-    // [method][dictionary][tokens, D]
-    std::vector<std::vector<std::vector<double>>> gradients;
-    for (const FeatureMethod method : options_.methods) {
-      gradients.push_back(method == FeatureMethod::ig
-                              ? along(chunk, state, clean, baseline)
-                              : at_clean(chunk, method == FeatureMethod::relp ? options_.relp_rules
-                                                                              : BackwardRules{}));
-    }
-    for (std::size_t d = 0; d < clean.size(); ++d) {
-      add(chunk, d, clean[d], baseline[d], gradients);
+    const PlainRuns runs = run_plain(study_, pass_, baselines_, chunk, walks);
+    out_.corrupted.insert(out_.corrupted.end(), runs.corrupted_metric.begin(),
+                          runs.corrupted_metric.end());
+    out_.clean.insert(out_.clean.end(), runs.clean_metric.begin(), runs.clean_metric.end());
+    std::vector<SiteGradients::Values> gradients;  // [method]
+    SiteGradients of_site(study_, options_, pass_);
+    for (const FeatureMethod method : options_.methods)
+      gradients.push_back(of_site.of(method, chunk, runs.state, runs.clean, runs.baseline));
+    for (std::size_t d = 0; d < runs.clean.size(); ++d) {
+      add(chunk, d, runs.clean[d], runs.baseline[d], gradients);
       for (auto& of_method : gradients) of_method[d] = {};
     }
   }
@@ -136,54 +117,8 @@ class Estimate {
   }
 
  private:
-  const Model& model() const { return study_.forward.model(); }
-  Site site(std::size_t d) const { return study_.dictionaries[d].config.output.site; }
-
-  std::vector<std::vector<double>> at_clean(const Chunk& chunk, const BackwardRules& rules) {
-    std::vector<std::vector<double>> out(study_.dictionaries.size());
-    Hooks hooks;
-    for (std::size_t d = 0; d < out.size(); ++d) {
-      hooks.read(site(d), [&values = out[d]](SiteView& view) {
-        values.assign(view.values.begin(), view.values.end());
-      });
-    }
-    pass_.run(chunk, chunk.base, {}, rules, hooks);
-    return out;
-  }
-
-  // Since decoding is affine, features and error on their way from clean to baseline move the site
-  // along a line too.
-  std::vector<std::vector<double>> along(const Chunk& chunk, const RunState& state,
-                                         std::span<const State> clean,
-                                         std::span<const State> baseline) {
-    std::vector<std::vector<double>> out;
-    const std::vector<Step> steps = all_steps(model().config());
-    for (std::size_t d = 0; d < study_.dictionaries.size(); ++d) {
-      const std::span<const float> from = clean[d].site, to = baseline[d].site;
-      std::vector<double>& sum = out.emplace_back(from.size());
-      const auto layer = size(site(d).layer);
-      for (std::int64_t k = 0; k < options_.ig_steps; ++k) {
-        const double alpha = static_cast<double>(k) / static_cast<double>(options_.ig_steps);
-        Hooks writing, reading;
-        writing.write(site(d), [&](SiteView& view) {
-          for (std::size_t i = 0; i < to.size(); ++i) {
-            view.values[i] =
-                static_cast<float>(double{from[i]} + alpha * (double{to[i]} - double{from[i]}));
-          }
-        });
-        reading.read(site(d), [&](SiteView& view) {
-          for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += double{view.values[i]};
-        });
-        pass_.run(chunk, chunk.base, writing, {}, reading, std::span(steps).subspan(layer),
-                  state.resid[layer]);
-      }
-      for (double& g : sum) g /= static_cast<double>(options_.ig_steps);
-    }
-    return out;
-  }
-
   void add(const Chunk& chunk, std::size_t d, const State& clean, const State& baseline,
-           const std::vector<std::vector<std::vector<double>>>& gradients) {
+           const std::vector<SiteGradients::Values>& gradients) {
     const Transcoder& t = study_.dictionaries[d];
     const std::int64_t rows = chunk.offsets.back();
     const std::size_t width = size(t.config.d_out);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "feature_circuit/states.h"
+#include "feature_circuit/gradients.h"
 #include "lamina/core/error.h"
 
 namespace lamina {
@@ -39,26 +39,11 @@ class Exact {
   }
 
   void run(const Chunk& chunk) {
-    std::vector<State> corrupted;
-    if (baselines_.needs_corrupted()) {
-      SiteCopies copies(study_.forward.model(), study_.dictionaries);
-      Hooks hooks;
-      copies.watch(hooks);
-      study_.forward.run(chunk.other, hooks);
-      corrupted = copies.states();
-    }
-    SiteCopies copies(study_.forward.model(), study_.dictionaries);
-    Hooks hooks;
-    copies.watch(hooks);
-    RunState state;
-    const std::vector<double> metric = pass_.metric_of(chunk, chunk.base, hooks, &state);
-    const std::vector<State> clean = copies.states();
-    const std::vector<State> baseline = baselines_.of(chunk, corrupted);
-
+    const PlainRuns runs = run_plain(study_, pass_, baselines_, chunk, true);
     std::vector<Patch> batch;
     std::int64_t rows = 0;
     const auto flush = [&] {
-      if (!batch.empty()) measure(chunk, state, metric, batch);
+      if (!batch.empty()) measure(chunk, runs.state, runs.clean_metric, batch);
       batch.clear();
       rows = 0;
     };
@@ -68,7 +53,7 @@ class Exact {
       if (i > 0 && nodes_[order_[i - 1]].dictionary != nodes_[node].dictionary) flush();
       for (std::size_t p = 0; p < chunk.pairs.size(); ++p) {
         Patch patch{.node = node, .pair = p, .first = -1, .added = {}};
-        if (!make_patch(chunk, clean[d], baseline[d], patch)) continue;
+        if (!make_patch(chunk, runs.clean[d], runs.baseline[d], patch)) continue;
         ++pairs_[node];
         if (patch.first < 0) continue;  // as it is already
         const std::int64_t count = chunk.pairs[p].tokens() - patch.first;
@@ -109,13 +94,7 @@ class Exact {
           added[j] = baseline.error[size(row) * width + j] - clean.error[size(row) * width + j];
         }
       } else {
-        const auto value = [&](const State& state) {
-          const auto features = state.features(row);
-          const auto found = std::lower_bound(features.begin(), features.end(), node.feature);
-          if (found == features.end() || *found != node.feature) return 0.0F;
-          return state.values(row)[static_cast<std::size_t>(found - features.begin())];
-        };
-        const float change = value(baseline) - value(clean);
+        const float change = baseline.value(row, node.feature) - clean.value(row, node.feature);
         const auto w = decoder_row(t, node.feature);
         for (std::size_t j = 0; j < width; ++j) added[j] = change * w[j];
       }
@@ -178,14 +157,7 @@ std::vector<double> exact_feature_effects(const FeatureStudy& study,
                                           const FeatureRunOptions& options) {
   check_feature_study(study);
   if (options.batch_tokens < 1) fail_usage("batches of {} tokens", options.batch_tokens);
-  for (const FeatureNode& node : nodes) {
-    if (node.dictionary < 0 || node.dictionary >= std::ssize(study.dictionaries) ||
-        node.feature < kErrorNode ||
-        node.feature >= study.dictionaries[size(node.dictionary)].config.features) {
-      fail_usage("feature {} of dictionary {} was asked for; there are {} dictionaries",
-                 node.feature, node.dictionary, study.dictionaries.size());
-    }
-  }
+  check_feature_nodes(study, nodes);
   Exact exact(study, nodes, options);
   for (const Chunk& chunk : clean_chunks(study, options.batch_tokens)) {
     exact.run(chunk);

@@ -24,10 +24,6 @@ class Mask {
     if (!rows_.empty() && summed != rows_.contains(kAllPositions)) {
       fail_usage("{}: some nodes have a position and some have none", t.config.name);
     }
-    if (node.feature < kErrorNode || node.feature >= t.config.features) {
-      fail_usage("{}: feature {} was asked for, it has {}", t.config.name, node.feature,
-                 t.config.features);
-    }
     Row& row = rows_[node.position];
     if (node.feature == kErrorNode) {
       row.error = true;
@@ -184,11 +180,9 @@ class Splice {
 };
 
 std::vector<Mask> masks_of(const FeatureStudy& study, const FeatureCircuit& circuit) {
+  check_feature_nodes(study, circuit.nodes);
   std::vector<Mask> masks(study.dictionaries.size());
   for (const FeatureNode& node : circuit.nodes) {
-    if (node.dictionary < 0 || node.dictionary >= std::ssize(masks)) {
-      fail_usage("dictionary {} was asked for; there are {}", node.dictionary, masks.size());
-    }
     masks[size(node.dictionary)].list(node, study.dictionaries[size(node.dictionary)]);
   }
   for (Mask& mask : masks) mask.finish();

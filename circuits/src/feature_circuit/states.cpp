@@ -51,6 +51,13 @@ std::span<const float> State::values(std::int64_t row) const {
   return std::span(z.value).subspan(size(first), size(z.offsets[size(row + 1)] - first));
 }
 
+float State::value(std::int64_t row, std::int32_t feature) const {
+  const auto ids = features(row);
+  const auto found = std::lower_bound(ids.begin(), ids.end(), feature);
+  if (found == ids.end() || *found != feature) return 0.0F;
+  return values(row)[static_cast<std::size_t>(found - ids.begin())];
+}
+
 SiteCopies::SiteCopies(const Model& model, std::span<const Transcoder> dictionaries)
     : model_(model), dictionaries_(dictionaries) {
   for (const Transcoder& t : dictionaries) {

@@ -30,6 +30,8 @@ struct State {
 
   std::span<const std::int32_t> features(std::int64_t row) const;
   std::span<const float> values(std::int64_t row) const;
+  /// 0 if it is not active.
+  float value(std::int64_t row, std::int32_t feature) const;
 };
 
 /// Calls use(feature, a, b) for every feature of either row, ascending; 0 where a row lacks it.
@@ -90,6 +92,9 @@ class Baselines {
   /// [dictionary] position → a row; the mean.
   std::vector<std::map<std::int32_t, State>> means_;
 };
+
+/// UsageError for dictionaries and features that there are not.
+void check_feature_nodes(const FeatureStudy& study, std::span<const FeatureNode> nodes);
 
 /// The rows of `state` in this order.
 State select_rows(const State& state, std::span<const std::int64_t> rows, std::int64_t width);

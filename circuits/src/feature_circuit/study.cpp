@@ -4,6 +4,7 @@
 #include <array>
 #include <set>
 
+#include "feature_circuit/states.h"
 #include "lamina/circuits/feature_circuit.h"
 #include "lamina/core/error.h"
 
@@ -53,6 +54,24 @@ std::string feature_node_name(const FeatureNode& node, std::span<const Transcode
   if (node.position != kAllPositions) name += fmt::format("@{}", node.position);
   return name;
 }
+
+namespace feature_circuit {
+
+void check_feature_nodes(const FeatureStudy& study, std::span<const FeatureNode> nodes) {
+  for (const FeatureNode& node : nodes) {
+    if (node.dictionary < 0 || node.dictionary >= std::ssize(study.dictionaries)) {
+      fail_usage("dictionary {} was asked for; there are {}", node.dictionary,
+                 study.dictionaries.size());
+    }
+    const TranscoderConfig& config = study.dictionaries[size(node.dictionary)].config;
+    if (node.feature < kErrorNode || node.feature >= config.features) {
+      fail_usage("{}: feature {} was asked for, it has {}", config.name, node.feature,
+                 config.features);
+    }
+  }
+}
+
+}  // namespace feature_circuit
 
 void check_feature_study(const FeatureStudy& study) {
   if (study.pairs.empty()) fail_usage("a feature circuit needs at least one pair");

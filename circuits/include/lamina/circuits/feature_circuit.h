@@ -121,6 +121,23 @@ std::vector<double> exact_feature_effects(const FeatureStudy& study,
                                           std::span<const FeatureNode> nodes,
                                           const FeatureRunOptions& options = {});
 
+/// How much of a node's effect passes directly to another node, without passing a third: with s the
+/// downstream node's value times the metric's gradient there (as `method` has it), summed over
+/// positions, the edge is (f − f′) · w · ∂s/∂site of the upstream node, in the clean run, nothing
+/// flowing back through sites of dictionaries in between. Downstream features pass gradients where
+/// they are active, through their encoder row; the metric is a node too.
+/// Source: Marks et al. 2024.
+struct FeatureEdges {
+  std::vector<FeatureNode> nodes;
+  std::vector<double> weights;  // [to, from], to = nodes.size(): the metric; 0 without an edge
+  double at(std::size_t to, std::size_t from) const { return weights[to * nodes.size() + from]; }
+};
+/// The edges between some nodes, mean over the pairs that have both positions. One backward pass
+/// over the pairs for every node. RelP's rules hold between nodes too. UsageError for transcoders:
+/// what they read is not what they rebuild.
+FeatureEdges feature_edges(const FeatureStudy& study, const FeatureEffectOptions& options,
+                           FeatureMethod method, std::span<const FeatureNode> nodes);
+
 /// What becomes of the error nodes when a circuit runs.
 enum class ErrorNodes : std::uint8_t {
   ranked,  ///< as every other node
