@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
-#include <numeric>
 
 #include "inputs.h"
 #include "lamina/circuits/feature_circuit.h"
@@ -37,6 +36,7 @@ struct Args {
   std::vector<double> thresholds;
   std::vector<std::int64_t> counts;
   std::string exact;
+  std::int64_t edges = 0;
   std::int64_t batch_tokens = 256;
   OutputOptions output;
   std::int64_t show = 15;
@@ -123,21 +123,6 @@ FeatureEffects estimate(const FeatureStudy& study, const FeatureEffectOptions& o
   return all;
 }
 
-// Nodes by the largest |effect| that any method gives them.
-std::vector<std::size_t> largest(const FeatureEffects& effects, std::size_t count) {
-  std::vector<double> size(effects.nodes.size());
-  for (std::size_t m = 0; m < effects.options.methods.size(); ++m) {
-    const auto values = effects.of(m);
-    for (std::size_t i = 0; i < size.size(); ++i) size[i] = std::max(size[i], std::abs(values[i]));
-  }
-  std::vector<std::size_t> order(size.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return size[a] > size[b]; });
-  order.resize(std::min(count, order.size()));
-  return order;
-}
-
 void measure(const FeatureStudy& study, const Args& args, std::uint64_t seed,
              FeatureCircuitReport& report) {
   const std::optional<std::int64_t> wanted = exact_nodes(args.exact);
@@ -150,7 +135,7 @@ void measure(const FeatureStudy& study, const Args& args, std::uint64_t seed,
                            .agreements = {}});
   if (count < nodes) {
     report.checks.push_back({.name = "largest",
-                             .nodes = largest(report.effects, count),
+                             .nodes = largest_by_any(report.effects, count),
                              .exact = {},
                              .agreements = {}});
   }
@@ -172,6 +157,23 @@ void measure(const FeatureStudy& study, const Args& args, std::uint64_t seed,
       for (const std::size_t i : part.nodes) values.push_back(report.effects.of(m)[i]);
       part.agreements.push_back(agreement(values, part.exact, 10, 1000, seed));
     }
+  }
+}
+
+void find_edges(const FeatureStudy& study, const Args& args, FeatureCircuitReport& report) {
+  if (args.edges == 0) return;
+  std::vector<std::size_t> chosen =
+      largest_by_any(report.effects, static_cast<std::size_t>(args.edges));
+  std::sort(chosen.begin(), chosen.end());
+  std::vector<FeatureNode> nodes;
+  for (const std::size_t i : chosen) nodes.push_back(report.effects.nodes[i]);
+  for (const FeatureMethod method : report.effects.options.methods) {
+    ProgressLine progress(fmt::format("edges by {}", feature_method_name(method)), "pairs",
+                          std::ssize(study.pairs));
+    FeatureEffectOptions options = report.effects.options;
+    options.progress = [&](std::int64_t done, std::int64_t) { progress.update(done); };
+    report.edges.push_back(feature_edges(study, options, method, nodes));
+    progress.finish();
   }
 }
 
@@ -207,6 +209,7 @@ int run_feature_circuit(const Args& args, const Globals& globals) {
   const FeatureStudy study{forward, report.dictionaries, loaded.pairs, metric};
   report.effects = estimate(study, options, report.seconds);
   measure(study, args, globals.seed, report);
+  find_edges(study, args, report);
 
   std::string measured_on;
   if (!args.no_sweep) {
@@ -346,6 +349,10 @@ void register_feature_circuit(CLI::App& app, Globals& globals) {
   verb->add_option(
           "--exact", args->exact,
           "check the estimates: patch N nodes drawn by the seed, and the N largest; or all")
+      ->option_text("N");
+  verb->add_option("--edges", args->edges,
+                   "how much of the N largest nodes' effects passes directly from one to another")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{10000}))
       ->option_text("N");
   add_circuit_options(*verb, *args);
   verb->add_option("--batch-tokens", args->batch_tokens,

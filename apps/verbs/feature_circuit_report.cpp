@@ -24,22 +24,6 @@ std::vector<std::string> method_names(const FeatureCircuitReport& r) {
   return names;
 }
 
-// The largest nodes by any method.
-std::vector<std::size_t> largest(const FeatureCircuitReport& r, std::int64_t show) {
-  const std::size_t nodes = r.effects.nodes.size();
-  std::vector<double> size(nodes);
-  for (std::size_t m = 0; m < r.effects.options.methods.size(); ++m) {
-    for (std::size_t i = 0; i < nodes; ++i)
-      size[i] = std::max(size[i], std::abs(r.effects.of(m)[i]));
-  }
-  std::vector<std::size_t> order(nodes);
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return size[a] > size[b]; });
-  order.resize(std::min(static_cast<std::size_t>(show), nodes));
-  return order;
-}
-
 std::string signed_text(double value) {
   return fmt::format("{:+.5f}", value);
 }
@@ -111,7 +95,7 @@ std::string nodes_table(const FeatureCircuitReport& r, std::int64_t show) {
   for (const std::string& name : method_names(r)) headings.push_back(">" + name);
   if (!r.checks.empty()) headings.emplace_back(">exact");
   Table table(headings);
-  for (const std::size_t i : largest(r, show)) {
+  for (const std::size_t i : largest_by_any(r.effects, static_cast<std::size_t>(show))) {
     std::vector<std::string> cells = {feature_node_name(r.effects.nodes[i], r.dictionaries)};
     for (std::size_t m = 0; m < r.effects.options.methods.size(); ++m)
       cells.push_back(signed_text(r.effects.of(m)[i]));
@@ -133,6 +117,44 @@ std::string checks_table(const FeatureCircuitReport& r) {
       table.row({check.name, grouped(a.nodes), methods[m], interval(a.pearson),
                  interval(a.spearman), interval(a.sign), interval(a.top_k)});
     }
+  }
+  return table.text(2);
+}
+
+// Edges by the largest |weight| that any method gives them, as indices of FeatureEdges::weights.
+std::vector<std::size_t> largest_edges(const FeatureCircuitReport& r, std::int64_t show) {
+  std::vector<double> size(r.edges[0].weights.size());
+  for (const FeatureEdges& edges : r.edges)
+    for (std::size_t i = 0; i < size.size(); ++i)
+      size[i] = std::max(size[i], std::abs(edges.weights[i]));
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < size.size(); ++i)
+    if (size[i] > 0) order.push_back(i);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return size[a] > size[b]; });
+  order.resize(std::min(static_cast<std::size_t>(show), order.size()));
+  return order;
+}
+
+// Names of the nodes, and of the metric behind them.
+std::vector<std::string> edge_ends(const FeatureCircuitReport& r) {
+  std::vector<std::string> names;
+  for (const FeatureNode& node : r.edges[0].nodes)
+    names.push_back(feature_node_name(node, r.dictionaries));
+  names.emplace_back("metric");
+  return names;
+}
+
+std::string edges_table(const FeatureCircuitReport& r, std::int64_t show) {
+  std::vector<std::string> headings = {"from", "to"};
+  for (const std::string& name : method_names(r)) headings.push_back(">" + name);
+  Table table(headings);
+  const std::vector<std::string> names = edge_ends(r);
+  const std::size_t n = r.edges[0].nodes.size();
+  for (const std::size_t i : largest_edges(r, show)) {
+    std::vector<std::string> cells = {names[i % n], names[i / n]};
+    for (const FeatureEdges& edges : r.edges) cells.push_back(signed_text(edges.weights[i]));
+    table.row(cells);
   }
   return table.text(2);
 }
@@ -204,6 +226,20 @@ Json value_json(const Agreement::Value& v) {
 
 }  // namespace
 
+std::vector<std::size_t> largest_by_any(const FeatureEffects& effects, std::size_t count) {
+  std::vector<double> size(effects.nodes.size());
+  for (std::size_t m = 0; m < effects.options.methods.size(); ++m) {
+    const auto values = effects.of(m);
+    for (std::size_t i = 0; i < size.size(); ++i) size[i] = std::max(size[i], std::abs(values[i]));
+  }
+  std::vector<std::size_t> order(size.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return size[a] > size[b]; });
+  order.resize(std::min(count, order.size()));
+  return order;
+}
+
 std::string feature_circuit_text(const FeatureCircuitReport& r, std::int64_t show) {
   Facts facts;
   for (const auto& [name, value] : r.settings) facts.add(name, value);
@@ -228,6 +264,12 @@ std::string feature_circuit_text(const FeatureCircuitReport& r, std::int64_t sho
     out += "\n" + styled(Style::bold, "estimates against patched runs") +
            "  95 % intervals over the nodes\n" + checks_table(r);
   }
+  if (!r.edges.empty() && show > 0) {
+    out += "\n" + styled(Style::bold, "largest edges") +
+           fmt::format("  between {} nodes: what of an effect passes directly\n",
+                       grouped(std::ssize(r.edges[0].nodes))) +
+           edges_table(r, show);
+  }
   if (r.sweep) out += sweep_text(r);
   return out;
 }
@@ -251,7 +293,7 @@ Json feature_circuit_json(const FeatureCircuitReport& r, std::int64_t show) {
   }
   json["nodes"] = r.effects.nodes.size();
   json["largest"] = Json::array();
-  for (const std::size_t i : largest(r, show)) {
+  for (const std::size_t i : largest_by_any(r.effects, static_cast<std::size_t>(show))) {
     Json node = {{"node", feature_node_name(r.effects.nodes[i], r.dictionaries)}};
     for (std::size_t m = 0; m < methods.size(); ++m) node[methods[m]] = r.effects.of(m)[i];
     if (const std::optional<double> exact = exact_of(r, i)) node["exact"] = *exact;
@@ -267,6 +309,16 @@ Json feature_circuit_json(const FeatureCircuitReport& r, std::int64_t show) {
                           {"top", value_json(a.top_k)}};
     }
     json["checks"].push_back(std::move(part));
+  }
+  if (!r.edges.empty()) {
+    const std::vector<std::string> names = edge_ends(r);
+    const std::size_t n = r.edges[0].nodes.size();
+    json["edges"] = Json::array();
+    for (const std::size_t i : largest_edges(r, show)) {
+      Json edge = {{"from", names[i % n]}, {"to", names[i / n]}};
+      for (std::size_t m = 0; m < methods.size(); ++m) edge[methods[m]] = r.edges[m].weights[i];
+      json["edges"].push_back(std::move(edge));
+    }
   }
   if (r.sweep) {
     const FeatureSweep& s = *r.sweep;
@@ -286,7 +338,7 @@ namespace {
 
 void write_points(ResultFile& file, const char* axis,
                   const std::vector<FeatureCircuitPoint>& points) {
-  const std::vector<std::string> dimensions = {"method", axis};
+  const std::vector<std::string> dimensions = {"estimator", axis};
   const auto write = [&](const char* name, auto value, const char* what, const char* units) {
     std::vector<double> values;
     for (const FeatureCircuitPoint& p : points) values.push_back(static_cast<double>(value(p)));
@@ -318,7 +370,7 @@ void write_feature_circuit(const FeatureCircuitReport& r, ResultFile& file) {
   const auto start = [&](const char* group) {
     file.group(group);
     for (const auto& [name, value] : r.settings) file.setting(name, value);
-    file.axis("method", std::span<const std::string>(methods));
+    file.axis("estimator", std::span<const std::string>(methods));
   };
   const std::vector<FeatureNode>& nodes = r.effects.nodes;
   if (!nodes.empty()) {
@@ -340,8 +392,8 @@ void write_feature_circuit(const FeatureCircuitReport& r, ResultFile& file) {
     }
     file.axis("node", std::span<const std::string>(names));
     file.axis("dictionary", std::span<const std::string>(sites));
-    const std::vector<std::string> by_node = {"node"}, by_both = {"method", "node"},
-                                   by_method = {"method"}, by_dictionary = {"dictionary"};
+    const std::vector<std::string> by_node = {"node"}, by_both = {"estimator", "node"},
+                                   by_method = {"estimator"}, by_dictionary = {"dictionary"};
     file.dataset("effect", by_both, std::span<const double>(r.effects.effects),
                  "estimated effect of the node, mean over the pairs", "metric");
     file.dataset("seconds", by_method, std::span<const double>(r.seconds), "time of the estimates",
@@ -367,8 +419,8 @@ void write_feature_circuit(const FeatureCircuitReport& r, ResultFile& file) {
       for (const std::size_t i : check.nodes) estimates.push_back(r.effects.of(m)[i]);
     if (names.empty()) continue;
     file.axis("node", std::span<const std::string>(names));
-    const std::vector<std::string> by_node = {"node"}, by_both = {"method", "node"},
-                                   by_method = {"method"};
+    const std::vector<std::string> by_node = {"node"}, by_both = {"estimator", "node"},
+                                   by_method = {"estimator"};
     file.dataset("exact", by_node, std::span<const double>(check.exact),
                  "effect of the node measured by patched runs, mean over the pairs", "metric");
     file.dataset("effect", by_both, std::span<const double>(estimates),
@@ -392,6 +444,21 @@ void write_feature_circuit(const FeatureCircuitReport& r, ResultFile& file) {
     write("spearman", &Agreement::spearman, "Spearman correlation of the same");
     write("sign", &Agreement::sign, "share of equal signs");
     write("top", &Agreement::top_k, "share of the ten largest that are among the ten largest");
+  }
+  if (!r.edges.empty()) {
+    start("feature_circuit_edges");
+    const std::vector<std::string> to = edge_ends(r), from(to.begin(), to.end() - 1);
+    if (!from.empty()) {
+      file.axis("to", std::span<const std::string>(to));
+      file.axis("from", std::span<const std::string>(from));
+      std::vector<double> weights;
+      for (const FeatureEdges& edges : r.edges)
+        weights.insert(weights.end(), edges.weights.begin(), edges.weights.end());
+      const std::vector<std::string> dimensions = {"estimator", "to", "from"};
+      file.dataset("weight", dimensions, std::span<const double>(weights),
+                   "what of the effect of `from` passes directly to `to`, mean over the pairs",
+                   "metric");
+    }
   }
   if (!r.sweep) return;
   const FeatureSweep& s = *r.sweep;

@@ -28,8 +28,12 @@ struct FeatureCircuitReport {
   FeatureEffects effects;
   std::optional<FeatureSweep> sweep;
   std::vector<FeatureCheck> checks;
-  std::vector<double> seconds;  // [method]
+  std::vector<FeatureEdges> edges;  // [method], all between the same nodes; empty: not asked for
+  std::vector<double> seconds;      // [method]
 };
+
+/// Indices of the `count` nodes to which any method gives the largest |effect|, largest first.
+std::vector<std::size_t> largest_by_any(const FeatureEffects& effects, std::size_t count);
 
 std::string feature_circuit_text(const FeatureCircuitReport& report, std::int64_t show);
 nlohmann::ordered_json feature_circuit_json(const FeatureCircuitReport& report, std::int64_t show);

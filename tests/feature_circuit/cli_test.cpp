@@ -127,6 +127,9 @@ TEST_F(FeatureCircuitCli, OptionsDoWhatTheySay) {
   EXPECT_EQ(test["settings"]["circuits_run_on"], "2 pairs of half.jsonl");
   EXPECT_EQ(test["sweep"]["counts"], (json{3, 5}));
   EXPECT_TRUE(test["sweep"]["thresholds"].empty());
+  const json edges = run("--saes resid mlp --edges 10 --methods ig --no-sweep --show 500");
+  EXPECT_GT(edges["edges"].size(), 10U);
+  for (const json& edge : edges["edges"]) EXPECT_NE(edge["ig"], 0.0);
   // Without rules, relevance is the gradient.
   const json plain = run("--saes mlp --methods atp,relp --rules none --no-sweep");
   for (const json& node : plain["largest"]) EXPECT_EQ(node["atp"], node["relp"]);

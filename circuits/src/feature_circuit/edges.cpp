@@ -208,7 +208,13 @@ FeatureEdges feature_edges(const FeatureStudy& study, const FeatureEffectOptions
   out.nodes.assign(nodes.begin(), nodes.end());
   out.weights.resize((nodes.size() + 1) * nodes.size());
   Edges edges(study, options, method, out);
-  for (const Chunk& chunk : clean_chunks(study, options.batch_tokens)) edges.run(chunk);
+  for (const Chunk& chunk : clean_chunks(study, options.batch_tokens)) {
+    edges.run(chunk);
+    if (options.progress) {
+      options.progress(static_cast<std::int64_t>(chunk.first + chunk.pairs.size()),
+                       static_cast<std::int64_t>(study.pairs.size()));
+    }
+  }
   edges.finish();
   return out;
 }
