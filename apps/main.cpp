@@ -89,6 +89,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_bakeoff(app, globals);
   register_circuit(app, globals);
   register_graph(app, globals);
+  register_paths(app, globals);
   register_transcoder(app, globals);
   register_codebook(app, globals);
   register_completion(app, globals);

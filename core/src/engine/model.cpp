@@ -76,6 +76,8 @@ const NormWeights& norm_at(const ModelConfig& config, const Weights& weights, Si
   const NormWeights* norm = nullptr;
   if (kind == SiteKind::ln_final_normalized) {
     norm = &weights.ln_final;
+  } else if (kind == SiteKind::embed_ln_normalized) {
+    norm = &weights.embed_norm;
   } else if (layer >= 0 && layer < config.n_layers) {
     const LayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
     if (kind == SiteKind::ln1_normalized) norm = &w.ln1;
@@ -113,6 +115,25 @@ void Model::unembedding_rows(std::int64_t first, std::int64_t count, std::span<f
   }
 }
 
+void Model::embedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const {
+  if (first < 0 || count < 0 || first > config_.d_vocab - count) {
+    fail_usage("embedding rows {} to {} were asked for, the vocabulary has {}", first,
+               first + count, config_.d_vocab);
+  }
+  const std::int64_t d = config_.d_model;
+  const auto factor = static_cast<float>(config_.embed_scale);
+  for (std::int64_t i = 0; i < count; ++i) {
+    float* row = out.data() + i * d;
+    if (weights_->embed.empty()) {
+      weights_->unembed.weight.copy_row(first + i, row);
+    } else {
+      std::copy_n(weights_->embed.data() + (first + i) * d, d, row);
+    }
+    if (config_.embed_scale != 1.0)
+      for (std::int64_t j = 0; j < d; ++j) row[j] *= factor;
+  }
+}
+
 namespace {
 
 constexpr std::array<std::pair<const char*, Linear LayerWeights::*>, 7> kLayerMatrices = {
@@ -141,30 +162,47 @@ std::vector<MatrixInfo> Model::layer_matrices(std::int32_t layer) const {
   return matrices;
 }
 
-void Model::matrix_rows(std::string_view name, std::int64_t first, std::int64_t count,
-                        std::span<float> out) const {
-  for (std::int32_t layer = 0; layer < config_.n_layers; ++layer) {
+namespace {
+
+// One of the matrices of `weights` by its name; UsageError if there is none.
+const Linear& matrix_at(const ModelConfig& config, const Weights& weights, std::string_view name) {
+  for (std::int32_t layer = 0; layer < config.n_layers; ++layer) {
     const std::string prefix = fmt::format("{}.", layer);
     if (!name.starts_with(prefix)) continue;
     for (const auto& [stem, member] : kLayerMatrices) {
-      const Linear& linear = weights_->layers[static_cast<std::size_t>(layer)].*member;
-      if (name.substr(prefix.size()) != stem || linear.weight.empty()) continue;
-      const std::int64_t rows = linear.weight.n_out(), columns = linear.weight.n_in();
-      if (first < 0 || count < 0 || first > rows - count) {
-        fail_usage("rows {} to {} of matrix {} were asked for, it has {}", first, first + count,
-                   name, rows);
-      }
-      if (out.size() != static_cast<std::size_t>(count * columns)) {
-        fail_usage("{} rows of {} columns of matrix {} do not make {} values", count, columns, name,
-                   out.size());
-      }
-      for (std::int64_t i = 0; i < count; ++i) {
-        linear.weight.copy_row(first + i, out.data() + i * columns);
-      }
-      return;
+      const Linear& linear = weights.layers[static_cast<std::size_t>(layer)].*member;
+      if (name.substr(prefix.size()) == stem && !linear.weight.empty()) return linear;
     }
   }
   fail_usage("there is no matrix '{}' in this model", name);
+}
+
+}  // namespace
+
+void Model::matrix_rows(std::string_view name, std::int64_t first, std::int64_t count,
+                        std::span<float> out) const {
+  const Linear& linear = matrix_at(config_, *weights_, name);
+  const std::int64_t rows = linear.weight.n_out(), columns = linear.weight.n_in();
+  if (first < 0 || count < 0 || first > rows - count) {
+    fail_usage("rows {} to {} of matrix {} were asked for, it has {}", first, first + count, name,
+               rows);
+  }
+  if (out.size() != static_cast<std::size_t>(count * columns)) {
+    fail_usage("{} rows of {} columns of matrix {} do not make {} values", count, columns, name,
+               out.size());
+  }
+  for (std::int64_t i = 0; i < count; ++i)
+    linear.weight.copy_row(first + i, out.data() + i * columns);
+}
+
+void Model::matrix_bias(std::string_view name, std::span<float> out) const {
+  const Linear& linear = matrix_at(config_, *weights_, name);
+  if (out.size() != static_cast<std::size_t>(linear.weight.n_out())) {
+    fail_usage("the bias of matrix {} has {} values, {} were asked for", name,
+               linear.weight.n_out(), out.size());
+  }
+  std::fill(out.begin(), out.end(), 0.0F);
+  std::copy(linear.bias.begin(), linear.bias.end(), out.begin());
 }
 
 std::uint64_t Model::weight_bytes() const {

@@ -51,13 +51,17 @@ class Model {
 
   /// What the final norm multiplies by, offset included: out [d_model]; ones without a final norm.
   void final_norm_weight(std::span<float> out) const;
-  /// What the norm whose normalised site is `kind` (ln1_normalized, ln1_post_normalized, …)
-  /// multiplies by, offset included: out [d_model]. UsageError if the model has no such norm.
+  /// What the norm whose normalised site is `kind` (ln1_normalized, ln1_post_normalized, …; layer
+  /// −1 for embed_ln_normalized and ln_final_normalized) multiplies by, offset included: out
+  /// [d_model]. UsageError if the model has no such norm.
   void norm_weight(SiteKind kind, std::int32_t layer, std::span<float> out) const;
   /// What the same norm adds after multiplying: out [d_model]; zeros for norms without bias.
   void norm_bias(SiteKind kind, std::int32_t layer, std::span<float> out) const;
   /// Rows first … first + count − 1 of the unembedding matrix: out [count, d_model].
   void unembedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const;
+  /// Rows first … first + count − 1 of the embedding matrix, the embedding's scale applied (what a
+  /// token adds to the residual stream): out [count, d_model].
+  void embedding_rows(std::int64_t first, std::int64_t count, std::span<float> out) const;
   /// The weight matrices of one layer, biases and norms aside. UsageError for a layer that is not
   /// there.
   std::vector<MatrixInfo> layer_matrices(std::int32_t layer) const;
@@ -65,6 +69,8 @@ class Model {
   /// columns]. UsageError for a name or rows that are not there.
   void matrix_rows(std::string_view name, std::int64_t first, std::int64_t count,
                    std::span<float> out) const;
+  /// What the layer adds behind the same matrix (y = W x + b): out [rows]; zeros without a bias.
+  void matrix_bias(std::string_view name, std::span<float> out) const;
 
   const Weights& weights() const { return *weights_; }
 
