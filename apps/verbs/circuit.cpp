@@ -8,6 +8,7 @@
 #include "lamina/circuits/graph_io.h"
 #include "lamina/circuits/transcoder_file.h"
 #include "lamina/core/error.h"
+#include "paths.h"
 #include "ui/output.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
@@ -54,7 +55,7 @@ int run_circuit(const Args& args, const Globals& globals) {
   for (const std::string& path : {args.graph, args.whole_graph, args.drawing, args.output.path})
     if (!path.empty()) check_writable(path, args.output.force);
   const Model model = load_model(args.model);
-  TranscoderSet set = TranscoderSet::open(args.transcoders);
+  TranscoderSet set = TranscoderSet::open(resolve_dictionaries(args.transcoders));
   set.bind(model, args.other_model);
   std::vector<Transcoder> transcoders;
   for (std::size_t i = 0; i < set.size(); ++i) transcoders.push_back(set.load(i));
@@ -92,6 +93,10 @@ int run_circuit(const Args& args, const Globals& globals) {
     report.change += fmt::format(" ({} nodes)", changes.size());
     for (const Freedom freedom : {Freedom::direct, Freedom::constrained, Freedom::free})
       report.checks.push_back(check_changes(replacement, report.whole, changes, freedom));
+    report.logits.assign(replacement.logits().begin(), replacement.logits().end());
+    report.unchanged = likeliest_token(replacement.logits(), model);
+    for (const ChangeCheck& check : report.checks)
+      report.changed.push_back(likeliest_token(check.logits, model));
   }
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.settings = {

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <unordered_map>
 
+#include "lamina/core/math.h"
 #include "ui/table.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
@@ -87,6 +88,13 @@ std::string nodes_table(const AttributionGraph& graph, const std::vector<double>
   return table.text(2);
 }
 
+LikeliestToken likeliest_token(std::span<const float> logits, const Model& model) {
+  const auto best = std::max_element(logits.begin(), logits.end());
+  const auto id = static_cast<std::int32_t>(best - logits.begin());
+  return {id, model.tokenizer() != nullptr ? model.tokenizer()->piece(id) : std::to_string(id),
+          std::exp(static_cast<double>(*best) - math::log_sum_exp(logits))};
+}
+
 std::string circuit_text(const CircuitReport& r, std::int64_t show) {
   Facts facts;
   for (const auto& [name, value] : r.settings) facts.add(name, value);
@@ -127,6 +135,13 @@ std::string circuit_text(const CircuitReport& r, std::int64_t show) {
     table.row(std::move(row));
   }
   out += table.text(2);
+  const auto answer = [](const LikeliestToken& t) {
+    return fmt::format("{} {:.1f}%", quoted_piece(t.text), 100 * t.probability);
+  };
+  out += fmt::format("  likeliest next token: {}", answer(r.unchanged));
+  for (std::size_t i = 0; i < r.checks.size(); ++i)
+    out += fmt::format(", {} {}", freedom_name(r.checks[i].freedom), answer(r.changed[i]));
+  out += "\n";
   for (const ChangeCheck& c : r.checks) {
     out += fmt::format(
         "  {}: correlation of predicted and measured {:.4f}, worst error {:.2g} of the largest "
@@ -175,12 +190,20 @@ nlohmann::ordered_json circuit_report_json(const CircuitReport& r, std::int64_t 
                              {"influence", influence[i]},
                              {"activation", n.activation}});
   }
-  if (!r.checks.empty()) json["change"] = r.change;
-  for (const ChangeCheck& c : r.checks) {
+  const auto answer = [](const LikeliestToken& t) {
+    return nlohmann::ordered_json{{"id", t.id}, {"text", t.text}, {"probability", t.probability}};
+  };
+  if (!r.checks.empty()) {
+    json["change"] = r.change;
+    json["answer"] = answer(r.unchanged);
+  }
+  for (std::size_t k = 0; k < r.checks.size(); ++k) {
+    const ChangeCheck& c = r.checks[k];
     nlohmann::ordered_json check = {{"freedom", freedom_name(c.freedom)},
                                     {"correlation", c.correlation},
                                     {"worst", c.worst},
-                                    {"turned_off", c.turned_off}};
+                                    {"turned_off", c.turned_off},
+                                    {"answer", answer(r.changed[k])}};
     std::size_t at = 0;
     for (std::size_t i = 0; i < r.whole.nodes.size(); ++i) {
       if (r.whole.nodes[i].kind != CircuitNodeKind::logit) continue;
@@ -282,7 +305,14 @@ void write_circuit(const CircuitReport& r, ResultFile& file) {
   if (r.checks.empty()) return;
   file.group("circuit_change");
   file.setting("change", r.change);
-  std::vector<std::string> freedoms;
+  file.setting("answer", escape_controls(r.unchanged.text));
+  file.setting("answer_probability", r.unchanged.probability);
+  std::vector<std::string> freedoms, answers;
+  std::vector<double> answer_probability;
+  for (const LikeliestToken& t : r.changed) {
+    answers.push_back(escape_controls(t.text));
+    answer_probability.push_back(t.probability);
+  }
   std::vector<double> predicted, measured, correlation, worst;
   for (const ChangeCheck& c : r.checks) {
     freedoms.emplace_back(freedom_name(c.freedom));
@@ -298,6 +328,19 @@ void write_circuit(const CircuitReport& r, ResultFile& file) {
                "change of the pre-activation that the graph predicts; 0 for errors and tokens", "");
   file.dataset("measured", run_node, std::span<const double>(measured),
                "change of the pre-activation in the run", "");
+  std::vector<std::int64_t> vocabulary(r.logits.size());
+  std::iota(vocabulary.begin(), vocabulary.end(), 0);
+  std::vector<float> changed;
+  for (const ChangeCheck& c : r.checks)
+    changed.insert(changed.end(), c.logits.begin(), c.logits.end());
+  const std::vector<std::string> word = {"vocabulary"}, run_word = {"freedom", "vocabulary"};
+  file.axis("vocabulary", std::span<const std::int64_t>(vocabulary));
+  file.dataset("logits", word, std::span<const float>(r.logits), "of the last token, as it is", "");
+  file.dataset("changed_logits", run_word, std::span<const float>(changed), "after the change", "");
+  file.dataset("changed_answer", run, std::span<const std::string>(answers),
+               "likeliest next token after the change; before it: attribute answer", "");
+  file.dataset("changed_answer_probability", run, std::span<const double>(answer_probability),
+               "its probability", "");
   file.dataset("correlation", run, std::span<const double>(correlation),
                "of predicted and measured, over features and logits not changed", "");
   file.dataset("worst", run, std::span<const double>(worst),

@@ -2,6 +2,7 @@
 // that a user could type; it is printed, then run.
 
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 
 #include "lamina/core/error.h"
@@ -33,6 +34,18 @@ void step(const Globals& globals, const std::string& why, const std::vector<std:
   std::vector<std::string> all = words;
   if (!hidden.empty()) all.push_back(hidden);
   if (globals.run(all) != 0) fail("the demonstration stopped: lamina{} failed", line);
+}
+
+bool graphviz() {
+  const char* path = std::getenv("PATH");
+  std::string_view rest = path == nullptr ? "" : path;
+  while (!rest.empty()) {
+    const std::size_t end = rest.find(':');
+    std::error_code ignored;
+    if (fs::is_regular_file(fs::path(rest.substr(0, end)) / "dot", ignored)) return true;
+    rest = end == std::string_view::npos ? std::string_view() : rest.substr(end + 1);
+  }
+  return false;
 }
 
 int run_demo(const std::string& typed, const Globals& globals) {
@@ -89,6 +102,35 @@ int run_demo(const std::string& typed, const Globals& globals) {
        "--force");
   step(globals, "Which sublayers can the model do without?",
        {"ablate", "organism", "--pairs", pairs, "--remove", "4", "-o", in("ablate.h5")}, "--force");
+
+  // The graph of one prompt, the strongest ways through it, and the test of what it says.
+  const std::vector<std::string> circuit = {"circuit",  "organism", "--transcoders",
+                                            "organism", "--text",   "The keys to the cabinet"};
+  const auto more = [&circuit](std::initializer_list<std::string> words) {
+    std::vector<std::string> all = circuit;
+    all.insert(all.end(), words);
+    return all;
+  };
+  step(globals,
+       "Which features make it say \"are\" here? Its MLPs are replaced by transcoders that ship "
+       "with "
+       "it; with attention and norms held, all that acts on the answer is a graph with exact "
+       "weights.",
+       more({"--show", "10", "--graph", in("keys.json")}), "--force");
+  step(globals, "The strongest ways from the word \"keys\" to the answer \"are\".",
+       {"graph", in("keys.json"), "--paths", "3", "--from", "E_240_2", "--to", "7_237_5", "--show",
+        "0"});
+  if (graphviz()) {
+    step(globals, "The heart of that graph, drawn.",
+         {"graph", in("keys.json"), "--prune", "--nodes", "0.5", "--edges", "0.9", "--show", "0",
+          "--draw", in("keys.svg")},
+         "--force");
+  }
+  step(globals,
+       "Is the graph right? Take away all features of \"keys\" (token 2): what the graph predicts "
+       "beside what happens, with everything else held (direct), with later features answering "
+       "(constrained), and in the model itself (free), which now believes in one key.",
+       more({"--show", "0", "--change", "*_*_2=0", "-o", in("circuit.h5")}), "--force");
 
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

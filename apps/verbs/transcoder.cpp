@@ -228,6 +228,7 @@ void register_transcoder(CLI::App& app, Globals& globals) {
   verb->require_subcommand(1);
   register_transcoder_train(*verb, globals);
   register_transcoder_eval(*verb, globals);
+  register_transcoder_keep(*verb, globals);
   register_transcoder_info(*verb, globals);
 }
 

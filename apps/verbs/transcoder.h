@@ -12,6 +12,7 @@ namespace lamina::cli {
 
 void register_transcoder_train(CLI::App& transcoder, Globals& globals);
 void register_transcoder_eval(CLI::App& transcoder, Globals& globals);
+void register_transcoder_keep(CLI::App& transcoder, Globals& globals);
 void register_transcoder_info(CLI::App& transcoder, Globals& globals);
 
 /// What a dictionary file may leave open, as options.

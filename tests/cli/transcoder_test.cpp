@@ -112,5 +112,52 @@ TEST_F(TranscoderVerb, MistakesAreOneLine) {
   expect_error("transcoder info g/topk --activation topk", 2, "--activation topk needs --k");
 }
 
+// data/organism/transcoders/card.json is computed in PyTorch (make.py there).
+TEST_F(TranscoderVerb, TheShippedOnesAreAsTheirCardSays) {
+  const std::filesystem::path data = LAMINA_SOURCE_DIR "/data/organism";
+  const json card = json::parse(read_file(data / "transcoders/card.json"));
+  const json got = json::parse(
+      lamina("-q transcoder eval organism --transcoder organism --no-splice --json --prompts " +
+             (data / "prompts.jsonl").string()));
+  ASSERT_EQ(got["dictionaries"].size(), 6U);
+  for (std::size_t l = 0; l < 6; ++l) {
+    SCOPED_TRACE(l);
+    const json &one = got["dictionaries"][l], &sample = card["prompts"][l];
+    // A pre-activation on the threshold may fall on either side of it: 1 of 1,154 tokens.
+    EXPECT_NEAR(one["l0"].get<double>(), sample["l0"].get<double>(), 1e-3);
+    EXPECT_NEAR(one["explained_variance"].get<double>(), sample["explained_variance"].get<double>(),
+                1e-5);
+    // What the card promises on held-out text.
+    EXPECT_GT(card["layers"][l]["explained_variance"].get<double>(), 0.97);
+    EXPECT_LT(card["layers"][l]["l0"].get<double>(), 20.0);
+  }
+  for (const auto& [task, right] : card["answers"]["right_replaced"].items())
+    EXPECT_GE(right.get<int>(), 180) << task;
+}
+
+TEST_F(TranscoderVerb, KeepsTheMostVaryingUnits) {
+  const std::string pairs = LAMINA_SOURCE_DIR "/data/organism/pairs/greater_than.jsonl";
+  const std::string keep = "transcoder keep organism --transcoder organism --pairs " + pairs +
+                           " --metric prob_diff --keep 0,8,1024 ";
+  const json got = json::parse(lamina("-q " + keep + "--json -o keep.h5"));
+  ASSERT_EQ(got["dictionaries"].size(), 6U);
+  EXPECT_EQ(got["pairs"], 40);
+  for (const json& one : got["dictionaries"]) {
+    EXPECT_EQ(one["features"]["kept"], json({0, 8, 512}));
+    EXPECT_EQ(one["neurons"]["kept"], json({0, 8, 320}));
+    EXPECT_NEAR(one["features"]["metric"][2].get<double>(), one["spliced"].get<double>(), 1e-12);
+    EXPECT_NEAR(one["neurons"]["metric"][2].get<double>(), one["original"].get<double>(), 1e-12);
+  }
+  // The last layers' MLPs matter to the years; held at their means they lose some of the metric.
+  EXPECT_LT(got["dictionaries"][5]["neurons"]["metric"][0].get<double>(),
+            got["dictionaries"][5]["original"].get<double>() - 0.05);
+  EXPECT_EQ(json::parse(lamina("--threads 1 -q " + keep + "--json")), got);
+  const std::string info = lamina("info keep.h5");
+  EXPECT_NE(info.find("features_metric"), std::string::npos) << info;
+  expect_error("-q transcoder keep organism --transcoder organism --pairs " + pairs + " --keep -1",
+               2, "--keep");
+  expect_error("-q transcoder keep gpt2 --transcoder d/resid0 --pairs " + pairs, 1, "");
+}
+
 }  // namespace
 }  // namespace lamina::test

@@ -40,6 +40,7 @@ constexpr const char* kVerbs[] = {
     "transcoder",
     "transcoder train",
     "transcoder eval",
+    "transcoder keep",
     "transcoder info",
     "codebook",
     "paths",

@@ -232,11 +232,17 @@ TEST_P(Verbs, LatentWarnsOfUnknownWords) {
 
 TEST_P(Verbs, DemoRunsFromAnywhere) {
   const std::string out = run("demo -o here");
-  for (const char* file : {"here/run.h5", "here/lens.h5", "here/latent.h5", "here/survey.h5"}) {
+  for (const char* file : {"here/run.h5", "here/lens.h5", "here/latent.h5", "here/survey.h5",
+                           "here/keys.json", "here/circuit.h5"}) {
     EXPECT_TRUE(std::filesystem::exists(folder() / file)) << file;
   }
   EXPECT_NE(out.find("\"Mary\" 98.3%"), std::string::npos);
   EXPECT_EQ(out.find("FAILED"), std::string::npos);
+  // The graph is exact where it must be, and the change turns the answer.
+  EXPECT_NE(out.find("direct: correlation of predicted and measured 1.0000"), std::string::npos);
+  EXPECT_NE(out.find("likeliest next token: \"are\" 53.1%, direct \"are\""), std::string::npos);
+  EXPECT_NE(out.find("free \"is\" 56"), std::string::npos) << out.substr(out.size() / 2);
+  EXPECT_EQ(std::filesystem::exists(folder() / "here/keys.svg"), shell("command -v dot").code == 0);
   run("demo -o here");  // and again
 }
 
