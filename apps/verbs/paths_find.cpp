@@ -29,19 +29,21 @@ struct Args {
   bool json = false;
 };
 
-// "4.9.57": layer, position, feature.
+// "4.9.57", layer, position, feature, or as paths are printed: "4.57@9".
 PathNode parse_root(const std::string& text) {
+  const bool printed = text.find('@') != text.npos;
   std::int64_t numbers[3] = {-1, -1, -1};
   const char *at = text.data(), *end = at + text.size();
   for (int i = 0; i < 3; ++i) {
     const auto [next, error] = std::from_chars(at, end, numbers[i]);
-    const bool last = i == 2;
+    const char behind = i == 2 ? '\0' : i == 1 && printed ? '@' : '.';
     if (error != std::errc() || numbers[i] < 0 || numbers[i] >= (1 << 30) ||
-        (last ? next != end : next == end || *next != '.')) {
-      fail_usage("--from '{}': expected LAYER.POSITION.FEATURE (4.9.57)", text);
+        (i == 2 ? next != end : next == end || *next != behind)) {
+      fail_usage("--from '{}': expected LAYER.POSITION.FEATURE (4.9.57) or 4.57@9", text);
     }
     at = next + 1;
   }
+  if (printed) std::swap(numbers[1], numbers[2]);
   return {.kind = PathNodeKind::feature,
           .layer = static_cast<std::int32_t>(numbers[0]),
           .position = static_cast<std::int32_t>(numbers[1]),
@@ -255,8 +257,11 @@ void register_paths_find(CLI::App& paths, Globals& globals) {
   verb->add_option("--prompt", args->prompt, "which of the prompts (default 0, the first)")
       ->check(CLI::NonNegativeNumber)
       ->option_text("N");
-  auto* from = verb->add_option("--from", args->from, "explain a feature: LAYER.POSITION.FEATURE")
-                   ->option_text("L.P.F");
+  auto* from =
+      verb->add_option("--from", args->from,
+                       "explain a feature: LAYER.POSITION.FEATURE, or as paths are printed "
+                       "(4.57@9)")
+          ->option_text("L.P.F");
   auto* logit =
       verb->add_option("--logit", args->logit, "explain the logit of a token, over the mean logit")
           ->option_text("TOKEN")

@@ -64,6 +64,7 @@ TEST_F(PathsCommand, Find) {
   EXPECT_EQ(found["prefixes"][0]["kind"], "logit");
   const auto feature = json(base + "--from 3.5.17 --absolute -o out.h5 --graph graph.json");
   EXPECT_EQ(feature["prefixes"][0]["name"], "3.17@5");
+  EXPECT_EQ(json(base + "--from 3.17@5 --absolute")["prefixes"], feature["prefixes"]);
   const auto graph = nlohmann::json::parse(read_file(folder() / "graph.json"));
   EXPECT_EQ(graph["nodes"][0]["id"], "3.17@5");
   EXPECT_GE(graph["edges"].size(), 5U);
@@ -118,6 +119,8 @@ TEST_F(PathsCommand, Mistakes) {
       "paths find organism --transcoders tc --text 'The capital of France is' ";
   expect_error(find, 2, "give --from LAYER.POSITION.FEATURE or --logit TOKEN");
   expect_error(find + "--from 3.5", 2, "expected LAYER.POSITION.FEATURE");
+  expect_error(find + "--from 3.5@", 2, "expected LAYER.POSITION.FEATURE");
+  expect_error(find + "--from 3.5.1.2", 2, "expected LAYER.POSITION.FEATURE");
   expect_error(find + "--from 3.50.1", 2, "position 50");
   expect_error(find + "--logit Atlantis", 2, "not one token");
   expect_error(find + "--logit Paris --from 1.1.1", 2, "excludes");
