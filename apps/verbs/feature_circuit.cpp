@@ -221,6 +221,7 @@ int run_feature_circuit(const Args& args, const Globals& globals) {
     std::vector<double> thresholds = args.thresholds;
     std::vector<std::int64_t> counts = args.counts;
     if (thresholds.empty() && counts.empty()) {
+      thresholds.push_back(0);  // all that has an effect: what no choice of nodes can exceed
       for (int i = -8; i <= 0; ++i) thresholds.push_back(std::pow(10.0, i / 2.0));
       for (std::int64_t n = 1; n < std::ssize(report.effects.nodes); n *= 10) {
         counts.push_back(n);
@@ -292,7 +293,7 @@ void add_circuit_options(CLI::App& verb, Args& args) {
       ->check(CLI::IsMember({"ranked", "keep", "remove"}))
       ->option_text("HOW");
   verb.add_option("--thresholds", args.thresholds,
-                  "run the circuits of |effect| > T (default 1e-4 to 1, two a decade [ours])")
+                  "run the circuits of |effect| > T (default 0 and 1e-4 to 1, two a decade [ours])")
       ->delimiter(',')
       ->option_text("T,...");
   verb.add_option("--counts", args.counts,

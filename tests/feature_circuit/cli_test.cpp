@@ -90,10 +90,11 @@ TEST_F(FeatureCircuitCli, EffectsCircuitsAndTheirCheck) {
                 pearson(estimate, exact), 1e-9);
   }
   const json& sweep = got["sweep"];
-  EXPECT_EQ(sweep["thresholds"].size(), 9U);
+  EXPECT_EQ(sweep["thresholds"].size(), 10U);
   EXPECT_DOUBLE_EQ(sweep["model"], got["clean"]);
   EXPECT_DOUBLE_EQ(sweep["empty"], got["corrupted"]);
   for (const char* method : {"atp", "ig", "relp"}) {
+    EXPECT_NEAR(sweep["by_threshold"][method][0]["faithfulness"], 1, 1e-5);  // all that differs
     std::int64_t before = got["nodes"];
     for (const json& point : sweep["by_threshold"][method]) {
       EXPECT_LE(point["nodes"], before);
