@@ -227,14 +227,20 @@ def full(args, x, y, folder):
     made, folders = {}, []
     for variant in args.variants:
         for seed in range(args.seeds):
-            job = {"variant": variant, "seed": seed, "features": args.full_features, "batch": args.full_batch, "steps": args.steps}
+            job = {"variant": variant, "seed": seed, "features": args.full_features, "batch": args.full_batch, "steps": args.steps,
+                   "lr": args.lr, "buffer": args.buffer, "threads": args.threads, "options": VARIANTS[variant]}
             run = folder / f"{variant}_{seed}"
-            _, _, a = lamina_training(args, job, run)
-            ours, theirs = run / f"layer_{args.layer}", folder / f"{variant}_{seed}_torch"
-            theirs.mkdir(exist_ok=True)
-            _, _, b, tensors = torch_loop(args, job, x, y)
-            save_file(tensors, theirs / "sae_weights.safetensors")
-            shutil.copy(ours / "cfg.json", theirs / "cfg.json")
+            ours, theirs, done = run / f"layer_{args.layer}", folder / f"{run.name}_torch", folder / f"{run.name}.json"
+            if done.exists() and json.loads(done.read_text())["job"] == job:
+                a, b = json.loads(done.read_text())["seconds"]
+            else:
+                done.unlink(missing_ok=True)
+                _, _, a = lamina_training(args, job, run)
+                theirs.mkdir(exist_ok=True)
+                _, _, b, tensors = torch_loop(args, job, x, y)
+                save_file(tensors, theirs / "sae_weights.safetensors")
+                shutil.copy(ours / "cfg.json", theirs / "cfg.json")
+                done.write_text(json.dumps({"job": job, "seconds": [a, b]}))
             made[variant, seed] = (a, b)
             folders += [ours, theirs]
     judged = evaluate(args, folders)
@@ -276,7 +282,7 @@ def main():
     parse.add_argument("--full-batch", type=int, default=1024)
     parse.add_argument("--steps", type=int, default=500)
     parse.add_argument("--seeds", type=int, default=3)
-    parse.add_argument("--work", type=pathlib.Path, help="keep the trained dictionaries and results.json here")
+    parse.add_argument("--work", type=pathlib.Path, help="keep the trained dictionaries and results.json here; trainings that it has are not repeated")
     args = parse.parse_args()
     if "full" in args.parts and not args.held_out:
         parse.error("--held-out is needed for the part 'full'")
