@@ -150,7 +150,8 @@ int run_info(const InfoArgs& args) {
   Output out;
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   for (const std::string& path : args.inputs.paths) {
-    const TranscoderSet set = TranscoderSet::open(resolve_dictionaries(path), read_options(args.inputs));
+    const TranscoderSet set =
+        TranscoderSet::open(resolve_dictionaries(path), read_options(args.inputs));
     for (std::size_t i = 0; i < set.size(); ++i) {
       const Described d = describe(set, i);
       if (args.json) all.push_back(described_json(d));
@@ -223,7 +224,8 @@ void register_transcoder_info(CLI::App& transcoder, Globals& globals) {
 }
 
 void register_transcoder(CLI::App& app, Globals& globals) {
-  CLI::App* verb = app.add_subcommand("transcoder", "dictionaries of features: train, evaluate, describe");
+  CLI::App* verb =
+      app.add_subcommand("transcoder", "dictionaries of features: train, evaluate, describe");
   verb->group("Explain");
   verb->require_subcommand(1);
   register_transcoder_train(*verb, globals);

@@ -40,7 +40,8 @@ std::vector<Transcoder> load_dictionaries(const Args& args, const ActivationSour
   std::vector<Transcoder> all;
   const bool other = args.dictionaries.other_model;
   for (const std::string& path : args.dictionaries.paths) {
-    TranscoderSet set = TranscoderSet::open(resolve_dictionaries(path), read_options(args.dictionaries));
+    TranscoderSet set =
+        TranscoderSet::open(resolve_dictionaries(path), read_options(args.dictionaries));
     if (set.cross_layer()) {
       fail("{}: a cross-layer transcoder; eval takes dictionaries of one layer each", path);
     }

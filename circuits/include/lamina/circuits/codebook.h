@@ -45,7 +45,7 @@ struct KMeansOptions {
 };
 
 struct KMeansResult {
-  std::vector<float> centres;  // [K, width]
+  std::vector<float> centres;   // [K, width]
   std::int64_t iterations = 0;  // updates of the centres
   std::vector<double> inertia;  // Σ ‖x − nearest centre‖² before each update; falls
   bool converged = false;

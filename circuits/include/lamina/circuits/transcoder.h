@@ -93,8 +93,9 @@ struct Transcoder {
   Transcoder without_subtraction() const;
 };
 
-/// Error, with both names, for a dictionary whose file names another model. Compared is what follows
-/// the last '/', without case; "gpt2-small" is "gpt2"; the model's name may go on after a dot.
+/// Error, with both names, for a dictionary whose file names another model. Compared is what
+/// follows the last '/', without case; "gpt2-small" is "gpt2"; the model's name may go on after a
+/// dot.
 void require_same_model(const TranscoderConfig& config, std::string_view model_id);
 
 /// Makes `config` one of `model`'s: a norm that two sublayers share is named as the model names it.
