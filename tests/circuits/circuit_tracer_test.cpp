@@ -175,8 +175,9 @@ TEST_P(CircuitTracer, SameGraphSamePruningSameScores) {
   for (std::size_t i = 0; i < n; ++i) {
     at[i] = pruned.find(graph.nodes[i].id);
     EXPECT_EQ(at[i] >= 0, nodes[i] != 0) << graph.nodes[i].id;
-    if (at[i] >= 0 && graph.nodes[i].kind != CircuitNodeKind::logit)
+    if (at[i] >= 0 && graph.nodes[i].kind != CircuitNodeKind::logit) {
       EXPECT_NEAR(pruned.nodes[static_cast<std::size_t>(at[i])].influence, cumulative[i], 1e-4);
+    }
   }
   std::int64_t kept = 0;
   for (std::size_t t = 0; t < n; ++t) {
