@@ -203,7 +203,7 @@ void register_paths_weights(CLI::App& paths, Globals& globals) {
                    "read what the feature reads through these, from it downwards: heads (a1.h2) or "
                    "features (0.33)")
       ->option_text("HOP...");
-  verb->add_option("--top", args->options.top, "largest and smallest to list (default 10)")
+  verb->add_option("--top", args->options.top, "largest and smallest to list (default [ours] 10)")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{10000}))
       ->option_text("K");
   verb->add_option("--heads", args->options.heads, "heads to look through (default [ours] 3)")

@@ -35,6 +35,44 @@ TEST(FeatureWeights, Extremes) {
   EXPECT_EQ(extremes(values, 9).top.size(), 5U);
 }
 
+// What the model gives for it: rows of the embedding as they enter the stream, biases of matrices.
+TEST(FeatureWeights, RowsAndBiasesOfTheModel) {
+  testing::TinyConfig config;
+  config.embed_scale = 2.5;
+  config.qkv_bias = true;
+  const Model model = testing::tiny_model(config, 3);
+  const std::size_t d = static_cast<std::size_t>(model.config().d_model);
+  Forward forward(model);
+  Batch batch;
+  batch.add(std::vector<std::int32_t>{60, 4});
+  std::vector<float> embedded, values, normalized;
+  Hooks hooks;
+  const auto keep = [&hooks](Site site, std::vector<float>& into) {
+    hooks.read(site, [&into](SiteView& v) { into.assign(v.values.begin(), v.values.end()); });
+  };
+  keep({SiteKind::embed, -1}, embedded);
+  keep({SiteKind::v, 1}, values);
+  keep({SiteKind::ln1_normalized, 1}, normalized);
+  forward.run(batch, hooks);
+  std::vector<float> row(d), weight(d), bias(12), zeros(d, 1.0F);
+  model.embedding_rows(60, 1, row);
+  EXPECT_TRUE(std::equal(row.begin(), row.end(), embedded.begin()));
+  EXPECT_THROW(model.embedding_rows(60, 2, row), UsageError);
+  EXPECT_THROW(model.embedding_rows(-1, 1, row), UsageError);
+  model.matrix_bias("1.v", bias);
+  model.norm_weight(SiteKind::ln1_normalized, 1, weight);
+  for (std::int64_t j = 0; j < 12; ++j) {
+    model.matrix_rows("1.v", j, 1, row);
+    double v = bias[static_cast<std::size_t>(j)];
+    for (std::size_t i = 0; i < d; ++i) v += double{row[i]} * weight[i] * normalized[i];
+    EXPECT_NEAR(values[static_cast<std::size_t>(j)], v, 1e-5);
+  }
+  model.matrix_bias("1.o", zeros);
+  EXPECT_EQ(zeros, std::vector<float>(d));
+  EXPECT_THROW(model.matrix_bias("1.o", bias), UsageError);
+  EXPECT_THROW(model.matrix_bias("1.x", bias), UsageError);
+}
+
 // A prompt's contribution is activation × gain by weights / denominators (× pattern): for every
 // feature, directly and through one head, and for the token.
 TEST(FeatureWeights, AreAPromptsContributionsWithoutTheDenominators) {

@@ -79,6 +79,7 @@ void WeightReport::write(ResultFile& file, const Tokenizer* tokenizer) const {
   const auto settings = [&] {
     file.setting("pull_back", back);
     file.setting("top", options.top);
+    file.setting("defaults", std::string("[ours] top 10, heads 3"));
     file.setting("norms", std::string("weights and centring folded, denominators left out"));
     const std::vector<std::int64_t> rank = count_up(options.top), layer = count_up(n_layers);
     file.axis("feature", std::span<const std::string>(names));
