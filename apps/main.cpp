@@ -88,6 +88,7 @@ void add_everything(CLI::App& app, Globals& globals) {
   register_edges(app, globals);
   register_bakeoff(app, globals);
   register_circuit(app, globals);
+  register_feature_circuit(app, globals);
   register_graph(app, globals);
   register_paths(app, globals);
   register_transcoder(app, globals);

@@ -44,9 +44,9 @@ std::string prompt_text(const Prompt& prompt, const Model& model) {
   return model.tokenizer()->decode(prompt.ids);
 }
 
-void write_file(const std::string& path, bool force, const std::string& text) {
+void write_graph(const std::string& path, bool force, const AttributionGraph& graph) {
   Output file(path, force);
-  file.write(text);
+  circuit_json(graph, [&](std::string_view piece) { file.write(piece); });
   file.close();
   info("wrote {}", path);
 }
@@ -114,9 +114,8 @@ int run_circuit(const Args& args, const Globals& globals) {
       {"first token",
        args.replacement.constant_first ? "its MLP outputs are constants" : "as every other"}};
 
-  if (!args.graph.empty()) write_file(args.graph, args.output.force, circuit_json(report.pruned));
-  if (!args.whole_graph.empty())
-    write_file(args.whole_graph, args.output.force, circuit_json(report.whole));
+  if (!args.graph.empty()) write_graph(args.graph, args.output.force, report.pruned);
+  if (!args.whole_graph.empty()) write_graph(args.whole_graph, args.output.force, report.whole);
   if (!args.drawing.empty()) {
     draw_dot(circuit_dot(report.pruned), args.drawing);
     info("wrote {}", args.drawing);
@@ -182,7 +181,7 @@ void register_circuit(CLI::App& app, Globals& globals) {
       ->check(CLI::NonNegativeNumber)
       ->option_text("N");
   verb->add_option("--batch-tokens", a.batch_tokens,
-                   "tokens of the prompt's copies in one backward pass (default 512)")
+                   "tokens of the prompt's copies in one backward pass (default 8192)")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1000000}))
       ->option_text("N");
   verb->add_flag("--constant-first", args->replacement.constant_first,

@@ -12,48 +12,17 @@
 #include "ui/table.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
+#include "verbs/backward_rules.h"
 
 namespace lamina::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Rule {
-  const char* name;
-  bool BackwardRules::*field;
-};
-constexpr Rule kRules[] = {{"norm", &BackwardRules::frozen_norm},
-                           {"activation", &BackwardRules::activation_ratio},
-                           {"gate", &BackwardRules::half_gate},
-                           {"pattern", &BackwardRules::frozen_pattern},
-                           {"mlp", &BackwardRules::frozen_mlp}};
-
 BackwardRules rules_of(std::string_view method, const AttributionArgs& args) {
   BackwardRules rules = method == "relp" ? BackwardRules::relp() : BackwardRules{};
   rules.stabiliser = args.stabiliser;
-  if (args.rules.empty()) return rules;
-  for (const Rule& rule : kRules) rules.*rule.field = false;
-  for (const std::string& word : args.rules) {
-    if (word == "none" && args.rules.size() == 1) break;
-    const auto* found = std::find_if(std::begin(kRules), std::end(kRules),
-                                     [&](const Rule& rule) { return rule.name == word; });
-    if (found == std::end(kRules)) {
-      fail_usage("--rules: '{}', expected norm, activation, gate, pattern, mlp, or none alone",
-                 word);
-    }
-    rules.*found->field = true;
-  }
-  return rules;
-}
-
-std::string rules_text(const BackwardRules& rules) {
-  std::string out;
-  for (const Rule& rule : kRules) {
-    if (rules.*rule.field) out += (out.empty() ? "" : ", ") + std::string(rule.name);
-  }
-  if (out.empty()) return "none: the gradient";
-  if (rules.activation_ratio) out += fmt::format(" (stabiliser {:g})", rules.stabiliser);
-  return out;
+  return parse_rules(args.rules, rules);
 }
 
 AttributionOptions options_of(std::string_view method, const AttributionArgs& args,

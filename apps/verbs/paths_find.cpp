@@ -29,19 +29,21 @@ struct Args {
   bool json = false;
 };
 
-// "4.9.57": layer, position, feature.
+// "4.9.57", layer, position, feature, or as paths are printed: "4.57@9".
 PathNode parse_root(const std::string& text) {
+  const bool printed = text.find('@') != text.npos;
   std::int64_t numbers[3] = {-1, -1, -1};
   const char *at = text.data(), *end = at + text.size();
   for (int i = 0; i < 3; ++i) {
     const auto [next, error] = std::from_chars(at, end, numbers[i]);
-    const bool last = i == 2;
+    const char behind = i == 2 ? '\0' : i == 1 && printed ? '@' : '.';
     if (error != std::errc() || numbers[i] < 0 || numbers[i] >= (1 << 30) ||
-        (last ? next != end : next == end || *next != '.')) {
-      fail_usage("--from '{}': expected LAYER.POSITION.FEATURE (4.9.57)", text);
+        (i == 2 ? next != end : next == end || *next != behind)) {
+      fail_usage("--from '{}': expected LAYER.POSITION.FEATURE (4.9.57) or 4.57@9", text);
     }
     at = next + 1;
   }
+  if (printed) std::swap(numbers[1], numbers[2]);
   return {.kind = PathNodeKind::feature,
           .layer = static_cast<std::int32_t>(numbers[0]),
           .position = static_cast<std::int32_t>(numbers[1]),
@@ -86,33 +88,40 @@ class Texts {
   const Tokenizer* tokenizer_;
 };
 
+// The nodes behind the root, the root's own name if there are none.
+std::string way(const FoundPaths& found, std::int32_t end, const Texts& texts) {
+  std::string out;
+  for (const std::int32_t p : found.path(end)) {
+    const PathPrefix& prefix = found.prefixes[static_cast<std::size_t>(p)];
+    if (prefix.parent < 0 && p != end) continue;
+    out += (out.empty() ? "" : " ← ") + texts.node(prefix.node);
+  }
+  return out;
+}
+
 std::string paths_text(const FoundPaths& found, const Texts& texts) {
   std::string out = styled(Style::bold, "paths") +
-                    "  from what is explained down, each with what it contributes\n";
+                    "  from what is explained down, by what their ends contribute\n";
   Table table({">contributes", "path"});
   for (const std::int32_t end : found.ends()) {
-    std::string way;
-    for (const std::int32_t p : found.path(end)) {
-      const PathPrefix& prefix = found.prefixes[static_cast<std::size_t>(p)];
-      if (prefix.parent < 0) continue;
-      way += (way.empty() ? "" : " ← ") + texts.node(prefix.node);
-    }
-    table.row(
-        {fmt::format("{:+.3f}", found.prefixes[static_cast<std::size_t>(end)].contribution), way});
+    table.row({fmt::format("{:+.3f}", found.prefixes[static_cast<std::size_t>(end)].contribution),
+               way(found, end, texts)});
   }
   out += table.text(2);
-  out += "\n" + styled(Style::bold, "accounts") + "  what a node's contribution is the sum of\n";
-  Table accounts({"node", ">contributes", ">on paths", ">features", ">heads", ">embedding",
-                  ">errors", ">biases"});
-  for (const PathPrefix& p : found.prefixes) {
+  out += "\n" + styled(Style::bold, "accounts") + "  what a contribution is the sum of\n";
+  Table accounts({">contributes", ">on paths", ">features", ">heads", ">embedding", ">errors",
+                  ">biases", "of"});
+  for (std::size_t i = 0; i < found.prefixes.size(); ++i) {
+    const PathPrefix& p = found.prefixes[i];
     if (!p.expanded) continue;
     const auto number = [](double v) {
-      return v == 0 ? std::string("") : fmt::format("{:+.3f}", v);
+      return v == 0 ? std::string("–") : fmt::format("{:+.3f}", v);
     };
     const PathPrefix::Account& a = p.account;
-    accounts.row({texts.node(p.node), fmt::format("{:+.3f}", p.contribution), number(a.kept),
+    accounts.row({fmt::format("{:+.3f}", p.contribution), number(a.kept),
                   number(a.features + a.skips), number(a.heads), number(a.embeddings),
-                  number(a.errors), number(a.biases)});
+                  number(a.errors), number(a.biases),
+                  way(found, static_cast<std::int32_t>(i), texts)});
   }
   return out + accounts.text(2);
 }
@@ -219,8 +228,10 @@ int run_find(const Args& args, const Globals& globals) {
     const Texts texts(found, model.tokenizer());
     Facts facts;
     facts.add("model", model.id());
-    std::string shown;
-    for (const std::string& token : found.tokens) shown += token;
+    std::string shown = prompt.text;
+    if (shown.empty() && model.tokenizer() != nullptr)
+      shown = model.tokenizer()->decode(prompt.ids);
+    if (shown.empty()) shown = fmt::format("{}", fmt::join(prompt.ids, " "));
     facts.add("prompt", clip(escape_controls(shown), 200));
     facts.add("explained", fmt::format("{} at {} {}: {:.4f}", texts.node(root), root.position,
                                        texts.word(root.position), cursor.value));
@@ -246,8 +257,11 @@ void register_paths_find(CLI::App& paths, Globals& globals) {
   verb->add_option("--prompt", args->prompt, "which of the prompts (default 0, the first)")
       ->check(CLI::NonNegativeNumber)
       ->option_text("N");
-  auto* from = verb->add_option("--from", args->from, "explain a feature: LAYER.POSITION.FEATURE")
-                   ->option_text("L.P.F");
+  auto* from =
+      verb->add_option("--from", args->from,
+                       "explain a feature: LAYER.POSITION.FEATURE, or as paths are printed "
+                       "(4.57@9)")
+          ->option_text("L.P.F");
   auto* logit =
       verb->add_option("--logit", args->logit, "explain the logit of a token, over the mean logit")
           ->option_text("TOKEN")

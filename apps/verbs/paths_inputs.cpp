@@ -41,6 +41,7 @@ void register_paths(CLI::App& app, Globals& globals) {
   verb->require_subcommand(1);
   register_paths_weights(*verb, globals);
   register_paths_find(*verb, globals);
+  register_paths_contexts(*verb, globals);
 }
 
 }  // namespace lamina::cli

@@ -153,10 +153,9 @@ int run_weights(const Args& args, const Globals& globals) {
   if (args.deembed || args.connections || args.heads || args.logits) {
     options.through_heads = args.heads;
     options.logits = args.logits;
-    // Heads alone: both lists, through them only of interest; still printed directly too.
-    const bool neither = !args.deembed && !args.connections && args.heads;
-    options.tokens = args.deembed || neither;
-    options.connections = args.connections || neither;
+    const bool only_heads = !args.deembed && !args.connections && args.heads;
+    options.tokens = args.deembed || only_heads;
+    options.connections = args.connections || only_heads;
   }
   const Model model = load_model(args.inputs.model);
   const TranscoderSet set = open_dictionaries(args.inputs, model);
@@ -192,8 +191,10 @@ void register_paths_weights(CLI::App& paths, Globals& globals) {
   verb->add_option("--feature", args->features, "features, LAYER.FEATURE (2.57)")
       ->required()
       ->option_text("L.F...");
-  verb->add_flag("--deembed", args->deembed,
-                 "tokens by what their embeddings add to the feature (default: these four)");
+  verb->add_flag(
+      "--deembed", args->deembed,
+      "tokens by what their embeddings add to the feature (with none of these four flags: "
+      "all)");
   verb->add_flag("--connections", args->connections, "earlier features by what they add to it");
   verb->add_flag("--through-heads", args->heads,
                  "both of them through the heads of the largest norm");

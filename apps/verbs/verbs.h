@@ -38,6 +38,7 @@ void register_bakeoff(CLI::App& app, Globals& globals);
 void register_codebook(CLI::App& app, Globals& globals);
 void register_circuit(CLI::App& app, Globals& globals);
 void register_paths(CLI::App& app, Globals& globals);
+void register_feature_circuit(CLI::App& app, Globals& globals);
 void register_graph(CLI::App& app, Globals& globals);
 void register_transcoder(CLI::App& app, Globals& globals);
 void register_completion(CLI::App& app, Globals& globals);

@@ -439,5 +439,26 @@ TEST(Large, TwentyThousandNodesInSeconds) {
   EXPECT_LT(pruned.edges(), g.edges());
 }
 
+TEST(NodePatterns, MatchWithinUnderscores) {
+  const auto expect = [](bool match, const char* pattern, const std::string& id) {
+    EXPECT_EQ(node_id_matches(pattern, id), match) << pattern << " " << id;
+  };
+  expect(true, "3_17_*", "3_17_5");
+  expect(true, "3_17_*", "3_17_");
+  expect(false, "3_17_*", "3_17_5_1");
+  expect(false, "3_*", "3_17_5");
+  expect(true, "*_err_*", "10_err_3");
+  expect(false, "*_err_*", "10_17_3");
+  expect(true, "1*7_a*b*c", "127_aXbXbXc");
+  expect(false, "1*7_a*b*c", "127_aXbXbXcd");
+  expect(true, "**", "abc");
+  expect(true, "*", "");
+  expect(true, "", "");
+  expect(false, "", "a");
+  expect(false, "a", "");
+  // Without an end if every star tried every length.
+  expect(false, "*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*b", std::string(200, 'a'));
+}
+
 }  // namespace
 }  // namespace lamina

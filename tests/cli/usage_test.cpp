@@ -43,6 +43,11 @@ constexpr const char* kVerbs[] = {
     "transcoder keep",
     "transcoder info",
     "codebook",
+    "paths",
+    "paths weights",
+    "paths find",
+    "paths contexts",
+    "feature-circuit",
     "circuit",
     "graph",
     "completion",
@@ -71,7 +76,7 @@ TEST_F(Usage, HelpListsTheVerbsUnderHeadings) {
   ASSERT_NE(explain, std::string::npos);
   for (const char* verb : {"pairs", "patch", "edges", "ablate"})
     EXPECT_TRUE(at(verb) > intervene && at(verb) < explain) << verb;
-  for (const char* verb : {"transcoder", "codebook", "circuit", "graph"})
+  for (const char* verb : {"transcoder", "codebook", "paths", "feature-circuit", "circuit", "graph"})
     EXPECT_GT(at(verb), explain) << verb;
   for (const char* option : {"--threads", "--seed", "--quiet", "--color", "--log-level"}) {
     EXPECT_NE(help.find(option), std::string::npos) << option;

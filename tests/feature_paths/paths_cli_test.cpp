@@ -64,6 +64,7 @@ TEST_F(PathsCommand, Find) {
   EXPECT_EQ(found["prefixes"][0]["kind"], "logit");
   const auto feature = json(base + "--from 3.5.17 --absolute -o out.h5 --graph graph.json");
   EXPECT_EQ(feature["prefixes"][0]["name"], "3.17@5");
+  EXPECT_EQ(json(base + "--from 3.17@5 --absolute")["prefixes"], feature["prefixes"]);
   const auto graph = nlohmann::json::parse(read_file(folder() / "graph.json"));
   EXPECT_EQ(graph["nodes"][0]["id"], "3.17@5");
   EXPECT_GE(graph["edges"].size(), 5U);
@@ -71,6 +72,40 @@ TEST_F(PathsCommand, Find) {
   const std::string text = lamina("-q paths " + base + "--logit Paris");
   for (const char* part : {"explained", "paths", "accounts", "Paris"})
     EXPECT_NE(text.find(part), std::string::npos) << part;
+}
+
+TEST_F(PathsCommand, Contexts) {
+  const std::string what =
+      "contexts organism --transcoders tc --feature 3.17 0.2 --text 'The capital of France is' "
+      "'The keys to the cabinet' ";
+  const auto found = json(what + "--context 2 --examples 3");
+  ASSERT_EQ(found.size(), 2U);
+  EXPECT_EQ(found[0]["tokens"], 12);
+  for (const auto& feature : found) {
+    EXPECT_LE(feature["places"].size(), 2U);  // one a prompt
+    for (const auto& place : feature["places"]) {
+      EXPECT_NE(place["context"].get<std::string>().find("«"), std::string::npos);
+      EXPECT_GE(place["around"].size(), 3U);
+      bool there = false;
+      for (const auto& token : place["around"])
+        there = there || token["activation"] == place["activation"];
+      EXPECT_TRUE(there);
+    }
+  }
+  // The same from a recording of what the dictionaries read.
+  lamina(
+      "-q record organism --text 'The capital of France is' 'The keys to the cabinet' "
+      "--sites ln2_normalized -o rec.h5");
+  const auto recorded = json(
+      "contexts organism --transcoders tc --feature 3.17 0.2 --recordings "
+      "rec.h5 --context 2 --examples 3");
+  for (std::size_t f = 0; f < 2; ++f) EXPECT_EQ(recorded[f], found[f]);
+  const std::string text = lamina("-q paths " + what);
+  EXPECT_NE(text.find("feature 3.17  fires at "), std::string::npos) << text;
+  expect_error("paths contexts organism --transcoders tc --feature a1.h2 --text the", 2,
+               "expected a feature");
+  expect_error("paths contexts organism --transcoders tc --feature 8.1 --text the", 2,
+               "no dictionary of layer 8");
 }
 
 TEST_F(PathsCommand, Mistakes) {
@@ -84,6 +119,8 @@ TEST_F(PathsCommand, Mistakes) {
       "paths find organism --transcoders tc --text 'The capital of France is' ";
   expect_error(find, 2, "give --from LAYER.POSITION.FEATURE or --logit TOKEN");
   expect_error(find + "--from 3.5", 2, "expected LAYER.POSITION.FEATURE");
+  expect_error(find + "--from 3.5@", 2, "expected LAYER.POSITION.FEATURE");
+  expect_error(find + "--from 3.5.1.2", 2, "expected LAYER.POSITION.FEATURE");
   expect_error(find + "--from 3.50.1", 2, "position 50");
   expect_error(find + "--logit Atlantis", 2, "not one token");
   expect_error(find + "--logit Paris --from 1.1.1", 2, "excludes");

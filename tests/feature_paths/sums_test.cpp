@@ -68,11 +68,19 @@ TEST_P(Sums, PartsAddUp) {
   const testing::TinyConfig config = GetParam();
   if (!can_be_replaced(config)) GTEST_SKIP() << "no replacement model";
   const Model model = testing::tiny_model(config, 3);
-  if (model.config().d_mlp == 0) GTEST_SKIP() << "no MLPs";
   const bool norms =
       model.config().norm != NormKind::none && model.config().norm_place != NormPlace::none;
   const auto ids = testing::random_prompts({7}, config.d_vocab, 5).front();
   int steps = 0;
+  if (model.config().d_mlp == 0) {
+    Forward forward(model);
+    const Replacement replacement(forward, std::span<const Transcoder>(), ids);
+    const PathFinder finder(replacement);
+    for (const std::int32_t token : {3, 4, 5, 6, 7})
+      check_sums(finder, finder.logit(token), "attention only", steps);
+    EXPECT_GT(steps, 10);
+    return;
+  }
   for (const bool skip : {false, true}) {
     for (const bool weights : {false, true}) {
       if (!norms && weights) continue;
@@ -100,6 +108,41 @@ TEST_P(Sums, PartsAddUp) {
     }
   }
   EXPECT_GT(steps, 40);
+}
+
+// Roots have the model's own values: logits, a soft-cap undone, and pre-activations.
+TEST_P(Sums, RootsAreTheModelsValues) {
+  const testing::TinyConfig config = GetParam();
+  if (!can_be_replaced(config)) GTEST_SKIP() << "no replacement model";
+  const Model model = testing::tiny_model(config, 3);
+  const auto ids = testing::random_prompts({7}, config.d_vocab, 5).front();
+  Forward forward(model);
+  std::vector<Transcoder> transcoders;
+  if (model.config().d_mlp > 0) {
+    RandomDictionary kind;
+    if (config.norm == "none") kind = {.input = SiteKind::resid_mid, .norm_weights = false};
+    transcoders = testing::random_transcoders(model.config(), kind, 11);
+    for (Transcoder& t : transcoders) bind_dictionary(t.config, model, true);
+  }
+  const Replacement replacement(forward, transcoders, ids);
+  const PathFinder finder(replacement);
+  std::vector<double> logits(replacement.logits().begin(), replacement.logits().end());
+  const double cap = model.config().final_softcap;
+  double mean = 0;
+  for (double& x : logits) {
+    if (cap > 0) x = cap * std::atanh(x / cap);
+    mean += x / static_cast<double>(logits.size());
+  }
+  for (const std::int32_t token : {0, 17, 60}) {
+    const double own = logits[static_cast<std::size_t>(token)];
+    EXPECT_NEAR(finder.logit(token).value, own - mean, 1e-4) << token;
+    EXPECT_NEAR(finder.logit(token, 30).value, own - logits[30], 1e-4) << token;
+  }
+  for (std::size_t i = 0; i < replacement.features().size(); ++i) {
+    const ActiveFeature& f = replacement.features()[i];
+    EXPECT_NEAR(finder.feature(f.layer, f.position, f.feature).value, f.activation, 1e-5);
+  }
+  EXPECT_EQ(replacement.features().empty(), model.config().d_mlp == 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Sums, ::testing::ValuesIn(testing::varied_configs()),

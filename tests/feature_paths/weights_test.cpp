@@ -192,6 +192,47 @@ TEST(FeatureWeights, AcrossLayers) {
     EXPECT_NEAR(gains[static_cast<std::size_t>(f)], expected, 1e-5);
   }
   EXPECT_THROW(feature_gains(clt, 2, reader), UsageError);
+
+  TranscoderSet set = TranscoderSet::open(
+      folder.path(), {.input_hook = "hook_resid_mid", .output_hook = "hook_mlp_out"});
+  set.bind(model, true);
+  WeightReportOptions options;
+  options.top = 3;
+  const Hop feature[] = {{false, 2, 3}};
+  const WeightReport report = analyse_weights(model, set, feature, options);
+  EXPECT_EQ(report.features[0].direct.layers, (std::vector<std::int32_t>{0, 1}));
+  EXPECT_EQ(report.features[0].direct.features[0].top[0].index, extremes(gains, 1).top[0].index);
+  // What a feature writes to all layers is what moves the logits.
+  const Hop early[] = {{false, 0, 7}};
+  std::vector<float> sum(d);
+  for (const std::int64_t target : {0, 1, 2}) {
+    const std::int32_t id = 7;
+    clt.decoder_rows(0, target, std::span(&id, 1), row);
+    for (std::size_t i = 0; i < d; ++i) sum[i] += row[i];
+  }
+  EXPECT_EQ(analyse_weights(model, set, early, options).features[0].logits.top[0].index,
+            extremes(logit_gains(model, sum), 1).top[0].index);
+}
+
+// An autoencoder of the residual stream reads it as it is.
+TEST(FeatureWeights, AutoencodersOfTheStream) {
+  testing::TinyConfig config;
+  config.norm = "layer";
+  const Model model = testing::tiny_model(config, 4);
+  Transcoder sae = testing::random_transcoder(model.config(), 1, {}, 3);
+  sae.config.input = sae.config.output = {{SiteKind::resid_post, 1}, false};
+  const StreamReader reader = feature_reader(model, sae, 2);
+  EXPECT_EQ(reader.point, 4);
+  const std::size_t d = reader.vector.size();
+  EXPECT_TRUE(std::equal(reader.vector.begin(), reader.vector.end(),
+                         sae.encoder.begin() + static_cast<std::ptrdiff_t>(2 * d)));
+  EXPECT_EQ(writing_point(sae.config, model.config()), 4);
+  // A norm in between lets no mean through.
+  const StreamReader behind =
+      feature_reader(model, testing::random_transcoder(model.config(), 2, {}, 3), 2);
+  double mean = 0;
+  for (const float x : behind.vector) mean += x;
+  EXPECT_NEAR(mean, 0, 1e-6);
 }
 
 }  // namespace

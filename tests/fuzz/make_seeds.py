@@ -116,6 +116,49 @@ def pairs_seeds():
     write("braces", {"task": "capitals", "templates": ["{country}{"], "lists": {"country": [["a", "b"], ["b", "a"]]}})
 
 
+def graph_seeds():
+    def write(name, value):
+        out = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        (CORPUS / "graph_json" / name).write_text(out, encoding="utf-8")
+
+    def node(node_id, kind, layer, position, feature=0, **others):
+        return {"node_id": node_id, "feature": feature, "layer": layer, "ctx_idx": position, "feature_type": kind, **others}
+
+    def graph(nodes, links, supernodes=(), **meta):
+        about = {"slug": "s", "scan": "m", "prompt": "a b", "prompt_tokens": ["a", "b\n"], **meta}
+        edges = [{"source": s, "target": t, "weight": w} for s, t, w in links]
+        return {"metadata": about, "qParams": {"supernodes": list(supernodes)}, "nodes": nodes, "links": edges}
+
+    token, feature = node("E_5_0", "embedding", "E", 0), node("0_3_0", "cross layer transcoder", "0", 0, 6, activation=1.5)
+    later = node("1_17_1", "cross layer transcoder", "1", 1, 188, activation=2, preactivation=2, bias=0.5, influence=0.25)
+    error = node("1_err_1", "mlp reconstruction error", "1", 1)
+    logit = node("L_7_1", "logit", "2", 1, 7, token_prob=0.75, is_target_logit=True, clerp='Output "to" (p=0.750)')
+    nodes = [feature, later, error, token, logit]
+    links = [("E_5_0", "0_3_0", 1.5), ("0_3_0", "1_17_1", -2), ("1_17_1", "L_7_1", 0.5), ("1_err_1", "L_7_1", 1e-3)]
+    write("valid", graph(nodes, links, [["early", "0_3_0", "E_5_0"]], node_threshold=0.8, edge_threshold=0.98))
+    write("empty", graph([], []))
+    write("cycle", graph(nodes, [*links, ("1_17_1", "0_3_0", 1)]))
+    write("self", graph([logit], [("L_7_1", "L_7_1", 1)]))
+    write("unknown_end", graph([logit], [("x", "L_7_1", 1)]))
+    write("twice", graph([logit, logit], []))
+    write("two_links", graph([token, logit], [("E_5_0", "L_7_1", 1)] * 2))
+    write("zero_link", graph([token, logit], [("E_5_0", "L_7_1", 0)]))
+    write("huge_weight", graph([token, logit], [("E_5_0", "L_7_1", 1e300)]))
+    write("huge_feature", graph([node("f", "cross layer transcoder", "0", 0, 2**63 - 1), logit], []))
+    write("negative_feature", graph([node("f_-1_0", "cross layer transcoder", "99999", 0, -(2**63)), logit], []))
+    write("far", graph([node("E_5_0", "embedding", "E", 2**31)], []))
+    write("layer", graph([node("x", "logit", "99999999999999999999", 0)], []))
+    write("lines", graph([node("a\nb", "logit", "1", 0, token_prob=7)], [], slug="a\nb"))
+    write("deep", '{"metadata":' + "[" * 40)
+    write("cut", '{"links":[{"source":"a","target":"b","weight":1},{"source"')
+    write("groups", {"early": ["0_3_*", "E_5_0"], "errors": ["*_err_*"]})
+    write("group_lists", [["late", "1_*_1"], ["early", "0_*_0"]])
+    write("group_twice", {"a": ["0_3_0"], "b": ["0_*_*"]})
+    write("group_lines", {"a\nb": ["x\ny"]})
+    write("group_stars", {"a": ["*" * 60 + "x"]})
+
+
 safetensors_seeds()
 gguf_seeds()
 pairs_seeds()
+graph_seeds()

@@ -20,24 +20,40 @@ std::string token_text(const Model& model, std::int64_t id) {
   return model.tokenizer()->piece(static_cast<std::int32_t>(id));
 }
 
+// Directions of this many targets are kept at once.
+constexpr std::size_t kTargetsAtOnce = 16384;
+
+IncomingEdges edges_of(std::span<const float> row) {
+  IncomingEdges out;
+  const auto count = size(std::count_if(row.begin(), row.end(), [](float w) { return w != 0; }));
+  out.source.reserve(count);
+  out.weight.reserve(count);
+  for (std::size_t s = 0; s < row.size(); ++s) {
+    if (row[s] == 0) continue;
+    out.source.push_back(static_cast<std::int32_t>(s));
+    out.weight.push_back(row[s]);
+  }
+  return out;
+}
+
 // Influence of every source on the logits through the rows known so far. `order`: rows from the
 // logits down, weights into one of them in rows[i].
 std::vector<double> partial_influence(std::int64_t sources,
-                                      const std::vector<std::vector<float>>& feature_rows,
-                                      const std::vector<std::vector<float>>& logit_rows,
+                                      const std::vector<IncomingEdges>& feature_rows,
+                                      const std::vector<IncomingEdges>& logit_rows,
                                       const std::vector<LogitReadout>& logits) {
   std::vector<double> influence(size(sources));
-  const auto push = [&](const std::vector<float>& row, double share) {
+  const auto push = [&](const IncomingEdges& row, double share) {
     double sum = 0;
-    for (float w : row) sum += std::abs(w);
+    for (float w : row.weight) sum += std::abs(w);
     if (share == 0 || sum == 0) return;
     const double factor = share / std::max(sum, 1e-8);
-    for (std::size_t i = 0; i < row.size(); ++i) influence[i] += factor * std::abs(row[i]);
+    for (std::size_t i = 0; i < row.weight.size(); ++i)
+      influence[size(row.source[i])] += factor * std::abs(row.weight[i]);
   };
   for (std::size_t i = 0; i < logits.size(); ++i) push(logit_rows[i], logits[i].probability);
   // Features stand in order of their layers: all that a feature acts on stands behind it.
-  for (std::size_t i = feature_rows.size(); i-- > 0;)
-    if (!feature_rows[i].empty()) push(feature_rows[i], influence[i]);
+  for (std::size_t i = feature_rows.size(); i-- > 0;) push(feature_rows[i], influence[i]);
   return influence;
 }
 
@@ -141,18 +157,22 @@ AttributionGraph attribute(Replacement& replacement, const AttributeOptions& opt
   const std::int64_t total = wanted + static_cast<std::int64_t>(logits.size());
 
   circuits::TargetBatch batch(replacement, options.batch_tokens, options.memory, total);
-  std::vector<std::vector<float>> logit_rows(logits.size()), feature_rows(features.size());
+  // Sources of a row are counted as in the replacement model until the nodes are known.
+  std::vector<IncomingEdges> logit_rows(logits.size()), feature_rows(features.size());
   std::int64_t done = 0;
-  const auto attribute_some = [&](std::span<const circuits::Target> targets,
-                                  const std::function<std::vector<float>&(std::size_t)>& row_of) {
-    for (std::size_t first = 0; first < targets.size(); first += size(batch.copies())) {
-      const auto part =
-          targets.subspan(first, std::min(size(batch.copies()), targets.size() - first));
+  const auto attribute_some = [&](const std::vector<circuits::Target>& targets,
+                                  const std::function<IncomingEdges&(std::size_t)>& row_of) {
+    const std::vector<std::size_t> order = batch.order(targets);
+    std::vector<circuits::Target> sorted;
+    for (std::size_t i : order) sorted.push_back(targets[i]);
+    for (std::size_t first = 0; first < sorted.size();) {
+      const std::span<const circuits::Target> left = std::span(sorted).subspan(first);
+      const auto part = left.first(size(batch.fits(left)));
       const std::span<const float> rows = batch.run(part);
-      for (std::size_t i = 0; i < part.size(); ++i) {
-        const std::span<const float> row = rows.subspan(i * size(sources), size(sources));
-        row_of(first + i).assign(row.begin(), row.end());
-      }
+#pragma omp parallel for schedule(dynamic)
+      for (std::size_t i = 0; i < part.size(); ++i)
+        row_of(order[first + i]) = edges_of(rows.subspan(i * size(sources), size(sources)));
+      first += part.size();
       done += static_cast<std::int64_t>(part.size());
       if (options.progress) options.progress(done, total);
     }
@@ -160,10 +180,10 @@ AttributionGraph attribute(Replacement& replacement, const AttributeOptions& opt
 
   std::vector<circuits::Target> targets;
   for (const LogitReadout& logit : logits) targets.push_back(batch.target(logit));
-  attribute_some(targets, [&](std::size_t i) -> std::vector<float>& { return logit_rows[i]; });
+  attribute_some(targets, [&](std::size_t i) -> IncomingEdges& { return logit_rows[i]; });
 
-  // From the last layer down: targets of one pass share their layers.
   std::vector<std::int64_t> chosen;
+  std::vector<bool> attributed(features.size());
   std::int64_t left = wanted;
   while (left > 0) {
     std::vector<std::int64_t> next;
@@ -174,17 +194,21 @@ AttributionGraph attribute(Replacement& replacement, const AttributeOptions& opt
       const std::vector<double> influence =
           partial_influence(sources, feature_rows, logit_rows, logits);
       for (std::int64_t i = 0; i < n_features; ++i)
-        if (feature_rows[size(i)].empty()) next.push_back(i);
+        if (!attributed[size(i)]) next.push_back(i);
       const std::int64_t some = std::min(left, std::max<std::int64_t>(1, options.rank_every));
       std::stable_sort(next.begin(), next.end(),
                        [&](auto a, auto b) { return influence[size(a)] > influence[size(b)]; });
       next.resize(size(some));
     }
-    std::sort(next.begin(), next.end(), std::greater<>());
-    targets.clear();
-    for (std::int64_t i : next) targets.push_back(batch.target(features[size(i)]));
-    attribute_some(
-        targets, [&](std::size_t i) -> std::vector<float>& { return feature_rows[size(next[i])]; });
+    for (std::size_t first = 0; first < next.size(); first += kTargetsAtOnce) {
+      const auto some =
+          std::span(next).subspan(first, std::min(kTargetsAtOnce, next.size() - first));
+      targets.clear();
+      for (std::int64_t i : some) targets.push_back(batch.target(features[size(i)]));
+      attribute_some(targets,
+                     [&](std::size_t i) -> IncomingEdges& { return feature_rows[size(some[i])]; });
+    }
+    for (std::int64_t i : next) attributed[size(i)] = true;
     chosen.insert(chosen.end(), next.begin(), next.end());
     left -= static_cast<std::int64_t>(next.size());
   }
@@ -247,13 +271,17 @@ AttributionGraph attribute(Replacement& replacement, const AttributeOptions& opt
   }
 
   graph.incoming.resize(graph.nodes.size());
-  const auto keep = [&](std::vector<float>& row, IncomingEdges& in) {
-    for (std::size_t s = 0; s < row.size(); ++s) {
-      if (row[s] == 0.0F || node_of[s] < 0) continue;
-      in.source.push_back(node_of[s]);
-      in.weight.push_back(row[s]);
+  const auto keep = [&](IncomingEdges& row, IncomingEdges& in) {
+    std::size_t kept = 0;
+    for (std::size_t e = 0; e < row.source.size(); ++e) {
+      const std::int32_t node = node_of[size(row.source[e])];
+      if (node < 0) continue;
+      row.source[kept] = node;
+      row.weight[kept++] = row.weight[e];
     }
-    row = {};
+    row.source.resize(kept);
+    row.weight.resize(kept);
+    in = std::move(row);
   };
   for (std::size_t i = 0; i < chosen.size(); ++i)
     keep(feature_rows[size(chosen[i])], graph.incoming[i]);

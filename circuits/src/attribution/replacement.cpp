@@ -197,8 +197,9 @@ void Replacement::Impl::watch(Hooks& hooks, Values& values) const {
 
 void Replacement::Impl::freeze(Hooks& hooks) const {
   for (const auto& [site, kept] : scales) {
-    hooks.write(site, [&kept](SiteView& view) {
-      for (std::size_t i = 0; i < view.values.size(); ++i) view.values[i] = kept[i % kept.size()];
+    hooks.write(site, [&values = kept](SiteView& view) {  // no capture of a binding: Clang 16
+      for (std::size_t i = 0; i < view.values.size(); ++i)
+        view.values[i] = values[i % values.size()];
     });
   }
   for (std::int32_t l = 0; l < config.n_layers; ++l) {

@@ -2,7 +2,10 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <map>
+#include <numeric>
 #include <set>
+#include <tuple>
 
 #include "lamina/core/backward.h"
 #include "lamina/core/error.h"
@@ -11,6 +14,9 @@ namespace lamina::circuits {
 namespace {
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+// Lengths to which a prompt is cut, and the tokens that a pass should have at least.
+constexpr std::int64_t kLengths = 8, kGoodTokens = 512;
 
 std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);
@@ -33,21 +39,45 @@ struct TargetBatch::Impl {
     tokens = r.tokens();
     sources = r.sources();
     n_features = static_cast<std::int64_t>(r.features().size());
-    const auto fits = static_cast<std::int64_t>(memory / Tape::bytes_per_token(config));
-    copies = std::clamp<std::int64_t>(std::min(batch_tokens, fits) / tokens, 1,
-                                      std::max<std::int64_t>(1, targets));
-    Batch batch;
-    for (std::int64_t c = 0; c < copies; ++c) batch.add(r.ids());
-    r.forward().run(batch, {}, RunOptions{.tape = &tape});
+    // A tape for every length is kept if that leaves each of them large enough.
+    const std::uint64_t bytes = Tape::bytes_per_token(config);
+    const auto hold = static_cast<std::int64_t>(memory / bytes);
+    most_tokens = std::min(batch_tokens, std::max(hold / kLengths, std::min(hold, kGoodTokens)));
+    most_tapes = std::max<std::int64_t>(1, hold / std::max(most_tokens, tokens));
+    most_copies = std::max<std::int64_t>(1, targets);
     collect();
+  }
+
+  // A target reads the prompt up to itself: so much of it is copied, in kLengths steps.
+  std::int64_t reach(const Target& target) const {
+    const std::int64_t step = (tokens + kLengths - 1) / kLengths;
+    return std::min(tokens, (target.position / step + 1) * step);
+  }
+  std::int64_t copies_of(std::int64_t reached) const {
+    return std::clamp<std::int64_t>(most_tokens / reached, 1, most_copies);
+  }
+  // The tape of copies of the prompt's first `reached` tokens.
+  const Tape& prepare(std::int64_t reached) {
+    length = reached;
+    copies = copies_of(reached);
+    const auto found = tapes.find(reached);
+    if (found != tapes.end()) return found->second;
+    if (std::ssize(tapes) >= most_tapes) tapes.clear();
+    Batch batch;
+    for (std::int64_t c = 0; c < copies; ++c) batch.add(replacement.ids().first(size(reached)));
+    Tape& tape = tapes[reached];
+    replacement.forward().run(batch, {}, RunOptions{.tape = &tape});
+    return tape;
   }
 
   Replacement& replacement;
   const Model& model;
   const ModelConfig& config;
   Backward backward;
-  Tape tape;
-  std::int64_t d = 0, tokens = 0, sources = 0, n_features = 0, copies = 1;
+  std::map<std::int64_t, Tape> tapes;  // by length
+  std::int64_t d = 0, tokens = 0, sources = 0, n_features = 0;
+  std::int64_t most_tokens = 0, most_copies = 1, most_tapes = 1;
+  std::int64_t length = 0, copies = 0;  // of the tape in use: tokens of a copy
   // Features of a layer and position are sources first[…] … first[… + 1] − 1, [L·T + 1].
   std::vector<std::int64_t> first;
   std::vector<std::vector<float>>
@@ -119,13 +149,13 @@ void TargetBatch::Impl::pull_back(const DictionaryPlace& place, std::int64_t pos
     through_norm(SiteKind::ln2_scale, site.layer, position, v);
 }
 
-// gradient [copies · T, D] at what a layer's MLP adds (config.n_layers: at the embedding).
+// gradient [copies · length, D] at what a layer's MLP adds (config.n_layers: at the embedding).
 void TargetBatch::Impl::contract(std::int32_t layer, std::span<const float> gradient,
                                  std::int64_t count, std::int64_t last) {
   const bool embedding = layer == config.n_layers;
   const std::span<const float> errors =
       embedding ? replacement.embedding() : replacement.error(layer);
-  const Eigen::OuterStride<> to(sources), from(tokens * d);
+  const Eigen::OuterStride<> to(sources), from(length * d);
 #pragma omp parallel for schedule(dynamic)
   for (std::int64_t p = 0; p <= last; ++p) {
     const Eigen::Map<const Matrix, 0, Eigen::OuterStride<>> g(gradient.data() + p * d, count, d,
@@ -151,14 +181,14 @@ void TargetBatch::Impl::skip(std::int32_t layer, std::span<const float> gradient
                              std::int64_t count, std::int64_t last) {
   const Transcoder& t = *replacement.transcoder(layer);
   std::vector<float>& at = pending[size(layer)];
-  at.assign(size(copies * tokens * d), 0.0F);
+  at.assign(size(copies * length * d), 0.0F);
   const Eigen::Map<const Matrix> w(t.skip.data(), d, d);
 #pragma omp parallel for schedule(dynamic)
   for (std::int64_t c = 0; c < count; ++c) {
-    Eigen::Map<Matrix> to(at.data() + c * tokens * d, last + 1, d);
-    to.noalias() = Eigen::Map<const Matrix>(gradient.data() + c * tokens * d, last + 1, d) * w;
+    Eigen::Map<Matrix> to(at.data() + c * length * d, last + 1, d);
+    to.noalias() = Eigen::Map<const Matrix>(gradient.data() + c * length * d, last + 1, d) * w;
     for (std::int64_t p = 0; p <= last; ++p)
-      pull_back(t.config.input, p, std::span(at).subspan(size((c * tokens + p) * d), size(d)));
+      pull_back(t.config.input, p, std::span(at).subspan(size((c * length + p) * d), size(d)));
   }
 }
 
@@ -167,8 +197,23 @@ TargetBatch::TargetBatch(Replacement& replacement, std::int64_t tokens, std::uin
     : impl_(std::make_unique<Impl>(replacement, tokens, memory, targets)) {}
 TargetBatch::~TargetBatch() = default;
 
-std::int64_t TargetBatch::copies() const {
-  return impl_->copies;
+std::vector<std::size_t> TargetBatch::order(std::span<const Target> targets) const {
+  std::vector<std::size_t> out(targets.size());
+  std::iota(out.begin(), out.end(), std::size_t{0});
+  const auto key = [&](std::size_t i) {
+    return std::tuple(-impl_->reach(targets[i]), -targets[i].stream.layer, -targets[i].position);
+  };
+  std::stable_sort(out.begin(), out.end(), [&](auto a, auto b) { return key(a) < key(b); });
+  return out;
+}
+
+std::int64_t TargetBatch::fits(std::span<const Target> targets) const {
+  if (targets.empty()) return 0;
+  const std::int64_t reached = impl_->reach(targets.front());
+  const std::int64_t most = std::min<std::int64_t>(impl_->copies_of(reached), std::ssize(targets));
+  std::int64_t count = 1;
+  while (count < most && impl_->reach(targets[size(count)]) == reached) ++count;
+  return count;
 }
 
 Target TargetBatch::target(const ActiveFeature& feature) const {
@@ -194,7 +239,9 @@ Target TargetBatch::target(const LogitReadout& logit) const {
 std::span<const float> TargetBatch::run(std::span<const Target> targets) {
   Impl& s = *impl_;
   const auto count = static_cast<std::int64_t>(targets.size());
-  if (count > s.copies) fail_usage("{} targets in a batch of {}", count, s.copies);
+  if (count == 0 || count > fits(targets))
+    fail_usage("{} targets in a batch of {}", count, fits(targets));
+  const Tape& tape = s.prepare(s.reach(targets.front()));
   s.rows.assign(size(count * s.sources), 0.0F);
   s.pending.assign(size(s.config.n_layers), {});
   std::int64_t last = 0;
@@ -225,7 +272,7 @@ std::span<const float> TargetBatch::run(std::span<const Target> targets) {
     hooks.write(stream, [&s, stream, targets](SiteView& view) {
       for (std::size_t c = 0; c < targets.size(); ++c) {
         if (targets[c].stream != stream) continue;
-        const auto at = (static_cast<std::int64_t>(c) * s.tokens + targets[c].position) * s.d;
+        const auto at = (static_cast<std::int64_t>(c) * s.length + targets[c].position) * s.d;
         for (std::int64_t i = 0; i < s.d; ++i)
           view.values[size(at + i)] += targets[c].direction[size(i)];
       }
@@ -237,15 +284,15 @@ std::span<const float> TargetBatch::run(std::span<const Target> targets) {
     s.contract(static_cast<std::int32_t>(s.config.n_layers), view.values, count, last);
   });
   if (logits) {
-    std::vector<float> seed(size(s.copies * s.tokens * s.d));
+    std::vector<float> seed(size(s.copies * s.length * s.d));
     for (std::size_t c = 0; c < targets.size(); ++c) {
       if (targets[c].stream.kind != SiteKind::resid_post) continue;
-      const auto at = (static_cast<std::int64_t>(c) * s.tokens + targets[c].position) * s.d;
+      const auto at = (static_cast<std::int64_t>(c) * s.length + targets[c].position) * s.d;
       std::copy(targets[c].direction.begin(), targets[c].direction.end(), seed.begin() + at);
     }
-    s.backward.seed_residual(s.tape, seed);
+    s.backward.seed_residual(tape, seed);
   }
-  s.backward.run(s.tape, {.frozen_norm = true, .frozen_pattern = true, .frozen_mlp = true}, hooks);
+  s.backward.run(tape, {.frozen_norm = true, .frozen_pattern = true, .frozen_mlp = true}, hooks);
   return s.rows;
 }
 

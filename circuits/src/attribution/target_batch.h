@@ -20,17 +20,21 @@ struct Target {
 
 class TargetBatch {
  public:
-  /// Runs the prompt forward, once per copy. As many copies as `tokens`, `memory` (bytes of the
-  /// tape) and the number of targets ask for.
+  /// Copies of the prompt up to `tokens` and `memory` (bytes of the tape) in all, at most `targets`
+  /// of them; one whatever its length.
   TargetBatch(Replacement& replacement, std::int64_t tokens, std::uint64_t memory,
               std::int64_t targets);
   ~TargetBatch();
 
-  std::int64_t copies() const;
   Target target(const ActiveFeature& feature) const;
   Target target(const LogitReadout& logit) const;
+  /// The order that is least work: targets of one pass share how far the prompt is read (nothing
+  /// behind a target acts on it) and the layers. [targets]
+  std::vector<std::size_t> order(std::span<const Target> targets) const;
+  /// How many of the first ones of `targets`, in order(), go into one run.
+  std::int64_t fits(std::span<const Target> targets) const;
   /// What every source adds to every target: [targets, sources], valid until the next call. At most
-  /// copies() targets.
+  /// fits() targets.
   std::span<const float> run(std::span<const Target> targets);
 
  private:

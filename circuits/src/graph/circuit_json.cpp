@@ -7,6 +7,7 @@
 
 #include "lamina/circuits/graph_io.h"
 #include "lamina/core/error.h"
+#include "one_line.h"
 
 namespace lamina {
 namespace {
@@ -15,6 +16,7 @@ using nlohmann::json;
 
 constexpr std::uintmax_t kMostBytes = std::uintmax_t{4} << 30;
 constexpr std::size_t kMostNodes = 4'000'000;
+constexpr std::size_t kPiece = std::size_t{1} << 20;
 constexpr std::int64_t kMostLayers = 100'000;
 
 std::string json_text(const std::string& text) {
@@ -25,8 +27,10 @@ std::string number(double value) {
   return std::isfinite(value) ? fmt::format("{}", value) : "null";
 }
 
-// One number for (layer, feature): circuit-tracer's Cantor pairing.
+// One number for (layer, feature): circuit-tracer's Cantor pairing. Features that other programs
+// number beyond all dictionaries stay as they are.
 std::int64_t paired(std::int64_t x, std::int64_t y) {
+  if (y < 0 || y > (std::int64_t{1} << 31)) return y;
   return (x + y) * (x + y + 1) / 2 + y;
 }
 
@@ -109,7 +113,7 @@ class Reader {
         return true;
       });
     } catch (const json::exception& e) {
-      fail("{}: not valid JSON ({})", where_, short_message(e.what()));
+      fail("{}: not valid JSON ({})", where_, parse_message(e.what()));
     }
     if (!file.is_object())
       fail("{}: a graph is a JSON object with metadata, nodes and links", where_);
@@ -129,12 +133,9 @@ class Reader {
     float weight;
   };
 
-  static std::string short_message(std::string text) {
+  static std::string parse_message(const std::string& text) {
     const std::size_t at = text.find("] ");
-    text = at == std::string::npos ? text : text.substr(at + 2);
-    std::string out;
-    for (char c : text.substr(0, 120)) out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
-    return out;
+    return one_line(at == std::string::npos ? text : text.substr(at + 2));
   }
 
   const json& member(const json& object, const char* key, const std::string& what) const {
@@ -188,7 +189,7 @@ class Reader {
     std::string what = fmt::format("node {}", i);
     CircuitNode n;
     n.id = text(entry, "node_id", what);
-    what = fmt::format("node '{}'", short_message(n.id));
+    what = fmt::format("node '{}'", one_line(n.id));
     const std::string type = text(entry, "feature_type", what), layer = text(entry, "layer", what);
     const std::int64_t position = integer(entry, "ctx_idx", what);
     if (position < 0 || position >= static_cast<std::int64_t>(graph_.tokens.size())) {
@@ -211,7 +212,7 @@ class Reader {
     std::int64_t number = 0;
     for (char c : layer) {
       if (c < '0' || c > '9' || number > kMostLayers)
-        fail("{}: {}: layer '{}' is no layer", where_, what, short_message(layer));
+        fail("{}: {}: layer '{}' is no layer", where_, what, one_line(layer));
       number = 10 * number + (c - '0');
     }
     if (layer.empty() || number > kMostLayers) fail("{}: {}: no layer", where_, what);
@@ -261,7 +262,7 @@ class Reader {
     for (std::size_t i = 0; i < list.size(); ++i) {
       CircuitNode n = node(list[i], i);
       if (!by_id_.emplace(n.id, static_cast<std::int32_t>(i)).second)
-        fail("{}: node '{}' comes twice", where_, short_message(n.id));
+        fail("{}: node '{}' comes twice", where_, one_line(n.id));
       const std::int64_t behind = n.kind == CircuitNodeKind::logit   ? n.layer
                                   : n.kind == CircuitNodeKind::token ? 0
                                                                      : n.layer + 1;
@@ -274,8 +275,7 @@ class Reader {
     graph_.incoming.resize(graph_.nodes.size());
     const auto find = [&](const std::string& id, const char* end) {
       const auto found = by_id_.find(id);
-      if (found == by_id_.end())
-        fail("{}: a link's {} '{}' is no node", where_, end, short_message(id));
+      if (found == by_id_.end()) fail("{}: a link's {} '{}' is no node", where_, end, one_line(id));
       return found->second;
     };
     std::vector<std::vector<std::pair<std::int32_t, float>>> in(graph_.nodes.size());
@@ -290,8 +290,8 @@ class Reader {
       for (const auto& [source, weight] : in[t]) {
         if (!edges.source.empty() && edges.source.back() == source) {
           fail("{}: two links from '{}' to '{}'", where_,
-               short_message(graph_.nodes[static_cast<std::size_t>(source)].id),
-               short_message(graph_.nodes[t].id));
+               one_line(graph_.nodes[static_cast<std::size_t>(source)].id),
+               one_line(graph_.nodes[t].id));
         }
         edges.source.push_back(source);
         edges.weight.push_back(weight);
@@ -325,7 +325,8 @@ class Reader {
 
 }  // namespace
 
-std::string circuit_json(const AttributionGraph& graph) {
+void circuit_json(const AttributionGraph& graph,
+                  const std::function<void(std::string_view)>& write) {
   std::string out =
       fmt::format(R"({{"metadata":{{"slug":{},"scan":{},"transcoder_list":[],"prompt_tokens":[)",
                   json_text(graph.slug), json_text(graph.scan));
@@ -366,8 +367,17 @@ std::string circuit_json(const AttributionGraph& graph) {
                      in.weight[e]);
       any = true;
     }
+    if (out.size() < kPiece) continue;
+    write(out);
+    out.clear();
   }
-  return out + "\n]}\n";
+  write(out + "\n]}\n");
+}
+
+std::string circuit_json(const AttributionGraph& graph) {
+  std::string out;
+  circuit_json(graph, [&](std::string_view piece) { out += piece; });
+  return out;
 }
 
 AttributionGraph read_circuit_json(const std::filesystem::path& path) {

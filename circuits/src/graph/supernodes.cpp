@@ -4,6 +4,7 @@
 
 #include "lamina/circuits/graph_io.h"
 #include "lamina/core/error.h"
+#include "one_line.h"
 
 namespace lamina {
 namespace {
@@ -12,16 +13,36 @@ using nlohmann::json;
 
 constexpr std::uintmax_t kMostBytes = std::uintmax_t{64} << 20;
 
+// Between two underscores. After a mismatch only the last * can give way: time is at most the
+// product of the lengths, whatever a file's patterns are.
+bool part_matches(std::string_view pattern, std::string_view part) {
+  std::size_t p = 0, i = 0, star = std::string_view::npos, taken = 0;
+  while (i < part.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      taken = i;
+    } else if (p < pattern.size() && pattern[p] == part[i]) {
+      ++p;
+      ++i;
+    } else if (star != std::string_view::npos) {
+      p = star + 1;
+      i = ++taken;
+    } else {
+      return false;
+    }
+  }
+  return pattern.find_first_not_of('*', p) == std::string_view::npos;
+}
+
 }  // namespace
 
 bool node_id_matches(std::string_view pattern, std::string_view id) {
-  if (pattern.empty()) return id.empty();
-  if (pattern.front() != '*')
-    return !id.empty() && id.front() == pattern.front() &&
-           node_id_matches(pattern.substr(1), id.substr(1));
-  for (std::size_t n = 0;; ++n) {
-    if (node_id_matches(pattern.substr(1), id.substr(n))) return true;
-    if (n == id.size() || id[n] == '_') return false;
+  while (true) {
+    const std::size_t p = pattern.find('_'), i = id.find('_');
+    if (!part_matches(pattern.substr(0, p), id.substr(0, i))) return false;
+    if (p == std::string_view::npos || i == std::string_view::npos) return p == i;
+    pattern.remove_prefix(p + 1);
+    id.remove_prefix(i + 1);
   }
 }
 
@@ -42,7 +63,7 @@ std::vector<Supernode> read_supernodes(const std::filesystem::path& path,
   };
   if (file.is_object()) {
     for (const auto& [name, members] : file.items()) {
-      if (!members.is_array()) fail("{}: '{}' is no list of node ids", where, name);
+      if (!members.is_array()) fail("{}: '{}' is no list of node ids", where, one_line(name));
       groups.emplace_back(name, std::vector<std::string>{});
       for (const json& member : members) groups.back().second.push_back(text(member));
     }
@@ -69,9 +90,12 @@ std::vector<Supernode> read_supernodes(const std::filesystem::path& path,
         if (fresh)
           group.members.push_back(node.id);
         else if (at->second != name)
-          fail("{}: node '{}' is in '{}' and in '{}'", where, node.id, at->second, name);
+          fail("{}: node '{}' is in '{}' and in '{}'", where, one_line(node.id),
+               one_line(at->second), one_line(name));
       }
-      if (!any) fail("{}: '{}' of group '{}' is no node of the graph", where, pattern, name);
+      if (!any)
+        fail("{}: '{}' of group '{}' is no node of the graph", where, one_line(pattern),
+             one_line(name));
     }
     out.push_back(std::move(group));
   }

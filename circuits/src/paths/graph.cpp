@@ -16,9 +16,12 @@ std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);
 }
 
-std::string escaped(std::string_view text) {
+// In quotes for Graphviz: bytes that are no UTF-8 become U+FFFD, control characters blanks.
+std::string escaped(const std::string& text) {
+  const std::string valid =
+      nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   std::string out;
-  for (const char c : text) {
+  for (const char c : nlohmann::json::parse(valid).get<std::string>()) {
     if (c == '"' || c == '\\') out += '\\';
     out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
   }
@@ -42,7 +45,16 @@ PathGraph merge_paths(const FoundPaths& paths) {
   const auto node = [&](const PathNode& n, const std::string& kind, const std::string& name) {
     const auto [at, is_new] =
         known.try_emplace({kind, name}, static_cast<std::int32_t>(graph.nodes.size()));
-    if (is_new) graph.nodes.push_back({.node = n, .kind = kind, .name = name});
+    if (is_new) {
+      std::string word;
+      if (n.kind == PathNodeKind::logit) {
+        word = paths.explained;
+      } else if (n.position < std::ssize(paths.tokens)) {
+        word = paths.tokens[size(n.position)];
+      }
+      graph.nodes.push_back(
+          {.node = n, .kind = kind, .name = name, .word = word, .contribution = 0});
+    }
     return at->second;
   };
   std::map<std::pair<std::int32_t, std::int32_t>, double> weights;  // target, source
@@ -63,6 +75,7 @@ PathGraph merge_paths(const FoundPaths& paths) {
         {"bias", a.biases},
         {"rest", a.features + a.heads + a.skips + a.embeddings}};
     for (const auto& [kind, value] : rest) {
+      if (value == 0) continue;
       const std::int32_t source =
           node(p.node, kind, fmt::format("{} of {}", kind, path_node_name(p.node)));
       graph.nodes[size(source)].contribution += value;
@@ -91,6 +104,7 @@ std::string path_graph_json(const PathGraph& graph) {
     if (own && (n.node.kind == PathNodeKind::token || n.node.kind == PathNodeKind::logit))
       one["token"] = n.node.index;
     if (own && n.node.other >= 0) one["minus"] = n.node.other;
+    if (own && !n.word.empty()) one["text"] = n.word;
     one["contribution"] = n.contribution;
     json["nodes"].push_back(std::move(one));
   }
@@ -109,10 +123,14 @@ std::string path_graph_dot(const PathGraph& graph) {
   for (const PathGraph::Edge& e : graph.edges) most = std::max(most, std::abs(e.weight));
   for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
     const PathGraph::Node& n = graph.nodes[i];
-    const std::string word =
-        n.node.position < std::ssize(graph.tokens) ? graph.tokens[size(n.node.position)] : "";
-    out += fmt::format("  n{} [label=\"{}\\n{}\\n{:+.3g}\", fillcolor=\"{}\"];\n", i,
-                       escaped(n.name), escaped(word), n.contribution, colour(n.kind));
+    if (n.kind == path_node_kind_name(n.node.kind)) {
+      out += fmt::format("  n{} [label=\"{}\\n{}\\n{:+.3g}\", fillcolor=\"{}\"];\n", i,
+                         escaped(n.kind == "logit" ? "logit" : n.name), escaped(n.word),
+                         n.contribution, colour(n.kind));
+    } else {  // errors, biases, the rest: the edge has the number
+      out += fmt::format("  n{} [label=\"{}\", shape=plaintext, style=\"\", fontcolor=gray40];\n",
+                         i, n.kind);
+    }
   }
   for (const PathGraph::Edge& e : graph.edges) {
     const double share = most > 0 ? std::abs(e.weight) / most : 0;

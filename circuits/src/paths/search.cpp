@@ -62,10 +62,10 @@ void count(PathPrefix::Account& account, const PathContribution& c, bool kept) {
   }
 }
 
-std::string token_text(const Model& model, std::int32_t id) {
+std::string token_text(const Model& model, std::int64_t id) {
   return model.tokenizer() == nullptr || id >= model.tokenizer()->vocab_size()
              ? fmt::format("#{}", id)
-             : model.tokenizer()->piece(id);
+             : model.tokenizer()->piece(static_cast<std::int32_t>(id));
 }
 
 }  // namespace
@@ -81,6 +81,10 @@ FoundPaths find_paths(const PathFinder& finder, const PathNode& root, const Path
   const Replacement& replacement = finder.replacement();
   for (const std::int32_t id : replacement.ids())
     found.tokens.push_back(token_text(replacement.model(), id));
+  if (root.kind == PathNodeKind::logit) {
+    found.explained = token_text(replacement.model(), root.index);
+    if (root.other >= 0) found.explained += " − " + token_text(replacement.model(), root.other);
+  }
   found.prefixes.push_back({.node = root, .contribution = cursor.value, .account = {}});
   std::vector<std::int32_t> ends = {0};  // kept prefixes that something may contribute to
   std::vector<PathCursor> cursors = {cursor};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "lamina/circuits/transcoder_eval.h"
@@ -142,6 +143,7 @@ std::vector<SpliceLoss> splice_losses(Forward& forward, std::span<const Prompt> 
   };
   const double original = run.loss({}, false);
   done();
+  std::map<Site, double> zeroed;  // the same for all dictionaries of a place
   std::vector<SpliceLoss> losses;
   for (const Transcoder* const& t : dictionaries) {
     SpliceLoss& loss = losses.emplace_back();
@@ -149,7 +151,9 @@ std::vector<SpliceLoss> splice_losses(Forward& forward, std::span<const Prompt> 
     loss.original = original;
     loss.spliced = run.loss(std::span(&t, 1), false);
     done();
-    loss.zero = run.loss(std::span(&t, 1), true);
+    const auto [zero, fresh] = zeroed.try_emplace(t->config.output.site);
+    if (fresh) zero->second = run.loss(std::span(&t, 1), true);
+    loss.zero = zero->second;
     done();
   }
   return losses;

@@ -7,9 +7,9 @@
 #include <map>
 
 #include "attribution/attribution_conservation.h"
-#include "attribution/attribution_pass.h"
 #include "attribution/attribution_scores.h"
 #include "lamina/core/error.h"
+#include "lamina/patching/gradient_pass.h"
 
 namespace lamina {
 namespace {
@@ -21,6 +21,18 @@ using patching::Recorded;
 using patching::Scores;
 using patching::SiteNodes;
 using patching::Values;
+
+void check_request(std::span<const Pair> pairs, const Metric& metric,
+                   const AttributionOptions& options) {
+  if (metric.pairs() != static_cast<std::int64_t>(pairs.size())) {
+    fail_usage("a metric of {} pairs was given for {} pairs", metric.pairs(), pairs.size());
+  }
+  if (options.ig_steps < 0) fail_usage("integrated gradients with {} steps", options.ig_steps);
+  if (options.conservation && options.ig_steps > 0) {
+    fail_usage("relevance is summed at one point; integrated gradients have {}", options.ig_steps);
+  }
+  if (options.batch_tokens < 1) fail_usage("batches of {} tokens", options.batch_tokens);
+}
 
 // One call of attribute().
 class Attribution {
@@ -170,7 +182,7 @@ class Attribution {
 
 Attributed attribute_with_runs(Forward& forward, std::span<const Pair> pairs, const Metric& metric,
                                std::span<const Node> nodes, const AttributionOptions& options) {
-  patching::check_request(pairs, metric, options);
+  check_request(pairs, metric, options);
   const std::vector<SiteNodes> groups =
       patching::group_by_site(nodes, pairs, forward.model().config());
   Scores scores(nodes, pairs.size());

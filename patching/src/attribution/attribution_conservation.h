@@ -3,7 +3,8 @@
 #include <span>
 #include <vector>
 
-#include "attribution/attribution_pass.h"
+#include "lamina/patching/attribution.h"
+#include "lamina/patching/gradient_pass.h"
 
 namespace lamina::patching {
 

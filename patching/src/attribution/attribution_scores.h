@@ -4,8 +4,8 @@
 #include <span>
 #include <vector>
 
-#include "attribution/attribution_pass.h"
 #include "lamina/core/forward.h"
+#include "lamina/patching/gradient_pass.h"
 #include "lamina/patching/node.h"
 #include "lamina/patching/pairs.h"
 

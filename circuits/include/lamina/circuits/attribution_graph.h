@@ -64,7 +64,7 @@ struct AttributeOptions {
   double logit_share = 0.95;      // logits until their probabilities reach this …
   std::int64_t max_logits = 10;   // … at most so many
   std::int64_t max_features = 0;  // the most influential ones; 0 = all
-  std::int64_t batch_tokens = 512;
+  std::int64_t batch_tokens = 8192;  // of the prompt's copies in one backward pass
   std::int64_t rank_every = 1024;  // features attributed between two rankings (with max_features)
   std::uint64_t memory = std::uint64_t{1} << 30;                        // of the tape
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // targets

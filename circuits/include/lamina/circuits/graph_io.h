@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,9 @@ namespace lamina {
 /// `preactivation` and `bias`. An error's node_id is `{layer}_err_{position}`: circuit-tracer's
 /// own, `0_{layer}_{position}`, may be that of a feature.
 std::string circuit_json(const AttributionGraph& graph);
+/// The same, handed over in pieces of about 1 MiB.
+void circuit_json(const AttributionGraph& graph,
+                  const std::function<void(std::string_view)>& write);
 
 /// Reads what circuit_json() and circuit-tracer write. Errors name the file and the thing: text
 /// that is no JSON, fields missing or of a wrong type, node ids that come twice, links to unknown

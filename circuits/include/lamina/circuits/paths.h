@@ -113,6 +113,7 @@ struct FoundPaths {
   PathOptions options;
   std::vector<PathPrefix> prefixes;  // [0] the root; parents before children
   std::vector<std::string> tokens;   // of the prompt, as text
+  std::string explained;  // the root's token as text, "A − B" of a difference; else empty
 
   /// Prefixes that none was kept of: the ends of the paths, strongest (signed) first.
   std::vector<std::int32_t> ends() const;
@@ -135,6 +136,7 @@ struct PathGraph {
     PathNode node;
     std::string kind;  // as path_node_kind_name, "rest" for all that was not kept
     std::string name;
+    std::string word;         // token at its position; of a logit, the token it is of
     double contribution = 0;  // to the root, over all ways to it
   };
   struct Edge {
@@ -142,7 +144,7 @@ struct PathGraph {
     double weight = 0;  // of the root's value
   };
   std::vector<Node> nodes;  // [0] the root
-  std::vector<Edge> edges;
+  std::vector<Edge> edges;  // none of weight 0
   std::vector<std::string> tokens;
 };
 /// Every expanded node also gets its errors, its biases and the rest: what points to it adds up to

@@ -8,13 +8,13 @@
 
 #include "lamina/core/backward.h"
 #include "lamina/core/forward.h"
-#include "lamina/patching/attribution.h"
+#include "lamina/patching/exact.h"
+#include "lamina/patching/metric.h"
+#include "lamina/patching/pairs.h"
+
+// Forward and backward passes over the two prompts of pairs: what all estimates of patching share.
 
 namespace lamina::patching {
-
-/// Throws UsageError for a metric of other pairs and options out of range.
-void check_request(std::span<const Pair> pairs, const Metric& metric,
-                   const AttributionOptions& options);
 
 /// Some pairs that run together, their prompts in both versions.
 struct Chunk {

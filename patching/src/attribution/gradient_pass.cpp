@@ -1,4 +1,4 @@
-#include "attribution/attribution_pass.h"
+#include "lamina/patching/gradient_pass.h"
 
 #include <algorithm>
 #include <utility>
@@ -37,18 +37,6 @@ std::int64_t longer(const Pair& pair) {
 }
 
 }  // namespace
-
-void check_request(std::span<const Pair> pairs, const Metric& metric,
-                   const AttributionOptions& options) {
-  if (metric.pairs() != static_cast<std::int64_t>(pairs.size())) {
-    fail_usage("a metric of {} pairs was given for {} pairs", metric.pairs(), pairs.size());
-  }
-  if (options.ig_steps < 0) fail_usage("integrated gradients with {} steps", options.ig_steps);
-  if (options.conservation && options.ig_steps > 0) {
-    fail_usage("relevance is summed at one point; integrated gradients have {}", options.ig_steps);
-  }
-  if (options.batch_tokens < 1) fail_usage("batches of {} tokens", options.batch_tokens);
-}
 
 std::vector<Chunk> make_chunks(std::span<const Pair> pairs, Direction direction,
                                std::int64_t batch_tokens) {
