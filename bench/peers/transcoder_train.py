@@ -21,6 +21,7 @@ import pathlib
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -28,6 +29,9 @@ import h5py
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests/training"))
+from make_training_goldens import Jump, Step  # noqa: E402
 
 GAMMA = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
@@ -85,41 +89,6 @@ def batches(rows, capacity, batch, steps, seed):
 def directions(random, rows, width):
     w = random.gaussians(rows * width).reshape(rows, width)
     return torch.from_numpy((w / np.linalg.norm(w.astype(np.float64), axis=1, keepdims=True)).astype(np.float32))
-
-
-def rectangle(x):
-    return ((x > -0.5) & (x < 0.5)).to(x.dtype)
-
-
-class Jump(torch.autograd.Function):
-    """u where u > theta (Rajamanoharan et al. 2024, equation 11)."""
-
-    @staticmethod
-    def forward(ctx, u, theta, width):
-        ctx.save_for_backward(u, theta)
-        ctx.width = width
-        return u * (u > theta)
-
-    @staticmethod
-    def backward(ctx, slope):
-        u, theta = ctx.saved_tensors
-        by_theta = -(theta / ctx.width) * rectangle((u - theta) / ctx.width) * slope
-        return slope * (u > theta), by_theta.sum(0), None
-
-
-class Step(torch.autograd.Function):
-    """u > theta (equation 12)."""
-
-    @staticmethod
-    def forward(ctx, u, theta, width):
-        ctx.save_for_backward(u, theta)
-        ctx.width = width
-        return (u > theta).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, slope):
-        u, theta = ctx.saved_tensors
-        return None, (-(1 / ctx.width) * rectangle((u - theta) / ctx.width) * slope).sum(0), None
 
 
 def torch_loop(args, job, x, y):
