@@ -52,6 +52,13 @@ def main():
         assert ds["codes"].dims == ("code", "value") and ds["frequent_token"].dims == ("code", "rank")
         assert (np.diff(ds["inertia"].values) <= 0).all()
         assert ds["count"].sum() == ds.attrs["tokens"]
+        subprocess.run([lamina, "-q", "transcoder", "keep", "organism", "--transcoder", "organism", "--pairs",
+                        ROOT / "data/organism/pairs/sva.jsonl", "--keep", "0,8,512", "-o", out, "--force"],
+                       check=True, stdout=subprocess.DEVNULL)
+        ds = xr.open_dataset(out, engine="h5netcdf", group="/analyses/transcoder_keep")
+        assert ds["features_metric"].dims == ("dictionary", "kept") and list(ds["kept"].values) == [0, 8, 512]
+        # All features kept is the dictionary as it is.
+        assert np.allclose(ds["features_metric"].sel(kept=512), ds["spliced"], atol=1e-4)
     print("all readable by xarray", xr.__version__)
 
 
