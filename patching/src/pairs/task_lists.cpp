@@ -99,8 +99,9 @@ void check(const TaskLists& lists) {
       }
       continue;
     }
-    const bool known = std::any_of(needs.lists.begin(), needs.lists.end(),
-                                   [&](const auto& need) { return need.name == name; });
+    const bool known =
+        std::any_of(needs.lists.begin(), needs.lists.end(),
+                    [&wanted = name](const auto& need) { return need.name == wanted; });
     for (const auto& forms : entries) {
       if (!known && forms.size() != 1) {
         fail("{}: list {}: {} has {} forms, 1 expected", lists.source, quote(name),

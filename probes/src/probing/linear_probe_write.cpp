@@ -69,9 +69,9 @@ class Writer {
     for (const auto& [tail, part] : parts) {
       values(
           name + tail, more,
-          [&](const SiteProbe& site) {
+          [&get, of = part](const SiteProbe& site) {  // no capture of a binding: Clang 16
             std::vector<double> out;
-            for (const Score& s : get(site)) out.push_back(s.*part);
+            for (const Score& s : get(site)) out.push_back(s.*of);
             return out;
           },
           *tail == 0 ? description : "end of its 95 % interval: " + description);
