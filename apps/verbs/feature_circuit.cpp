@@ -12,6 +12,7 @@
 #include "lamina/circuits/transcoder_file.h"
 #include "lamina/core/error.h"
 #include "pair_inputs.h"
+#include "paths.h"
 #include "ui/output.h"
 #include "ui/terminal.h"
 #include "ui/text.h"
@@ -73,7 +74,7 @@ std::vector<Transcoder> load_dictionaries(const Args& args, const Model& model) 
   std::vector<Site> sites;
   if (!args.sites.empty()) sites = match_sites(args.sites, model.config());
   for (const std::string& path : args.saes) {
-    TranscoderSet set = TranscoderSet::open(path);
+    TranscoderSet set = TranscoderSet::open(resolve_dictionaries(path));
     if (set.cross_layer() != nullptr) {
       fail_usage("{}: it is a cross-layer transcoder; feature-circuit takes a dictionary a site",
                  path);
