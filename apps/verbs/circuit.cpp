@@ -148,7 +148,7 @@ void register_circuit(CLI::App& app, Globals& globals) {
   verb->add_option("model", args->model, "model folder, GGUF file, or the name of a shipped model")
       ->required()
       ->option_text("MODEL");
-  verb->add_option("--transcoders", args->transcoders,
+  verb->add_option("--transcoders,--transcoder", args->transcoders,
                    "one a layer: a folder or file as SAELens or circuit-tracer write it; layers "
                    "without one are errors")
       ->required()

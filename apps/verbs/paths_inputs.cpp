@@ -14,7 +14,7 @@ void add_paths_inputs(CLI::App& verb, PathsInputs& inputs) {
   verb.add_option("model", inputs.model, "model folder, GGUF file, or the name of a shipped model")
       ->required()
       ->option_text("MODEL");
-  verb.add_option("--transcoders", inputs.transcoders,
+  verb.add_option("--transcoders,--transcoder", inputs.transcoders,
                   "one a layer: a folder or file as SAELens or circuit-tracer write it")
       ->required()
       ->option_text("PATH");

@@ -217,7 +217,7 @@ void register_transcoder_eval(CLI::App& transcoder, Globals& globals) {
       "eval", "how well dictionaries rebuild, and what their features do");
   verb->add_option("model", args->model, "model folder, GGUF file or the name of one that ships")
       ->option_text("MODEL");
-  verb->add_option("--transcoder", args->dictionaries.paths,
+  verb->add_option("--transcoder,--transcoders", args->dictionaries.paths,
                    "SAELens or circuit-tracer folders or files: transcoders or autoencoders")
       ->required()
       ->option_text("PATH...");

@@ -205,7 +205,7 @@ void register_transcoder_keep(CLI::App& transcoder, Globals& globals) {
   verb->add_option("model", args->model, "model folder, GGUF file, or the name of a shipped model")
       ->required()
       ->option_text("MODEL");
-  verb->add_option("--transcoder", args->dictionaries.paths,
+  verb->add_option("--transcoder,--transcoders", args->dictionaries.paths,
                    "transcoders of MLPs: SAELens or circuit-tracer folders or files")
       ->required()
       ->option_text("PATH...");

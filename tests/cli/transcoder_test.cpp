@@ -108,6 +108,11 @@ TEST_F(TranscoderVerb, MistakesAreOneLine) {
       "-q transcoder eval gpt2 --transcoder d/mlp1 --prompts d/prompts.jsonl "
       "--store-features",
       2, "--store-features needs -o FILE");
+  // circuit and paths call it --transcoders: both words are known everywhere.
+  expect_error("-q transcoder eval gpt2 --transcoders nothing --prompts d/prompts.jsonl", 1,
+               "nothing: no such file or folder");
+  expect_error("-q circuit gpt2 --transcoder nothing --text a", 1,
+               "nothing: no such file or folder");
   expect_error("transcoder info nothing", 1, "nothing: no such file or folder");
   expect_error("transcoder info g/topk --activation topk", 2, "--activation topk needs --k");
 }
