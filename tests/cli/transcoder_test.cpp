@@ -92,6 +92,11 @@ TEST_F(TranscoderVerb, InfoSaysWhatFilesHold) {
 
 TEST_F(TranscoderVerb, MistakesAreOneLine) {
   expect_error("transcoder", 2, "A subcommand is required; see `lamina transcoder --help`");
+  expect_error("transcoder trian", 2,
+               "unknown verb 'trian', did you mean train?; see `lamina transcoder --help`");
+  expect_error(
+      "transcoder eval gpt2 --transcoder d/mlp1 --exampels 3", 2,
+      "unknown option --exampels, did you mean --examples?; see `lamina transcoder eval --help`");
   expect_error("transcoder eval gpt2 --text a", 2, "--transcoder is required");
   expect_error("transcoder eval --transcoder d/mlp1", 2,
                "nothing to read; give a model and prompts, or recordings");
